@@ -1,0 +1,32 @@
+"""Settings that must stand before a test imports jax: CPU, two devices, few threads, a compile cache."""
+
+import os
+import pathlib
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+NUM_DEVICES = 2  # enough for every sharding rule; each further device makes every compile dearer
+
+
+def _environment() -> None:
+  """Sets what tests, xdist workers and child processes inherit; the caller's own settings win."""
+  os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  xla_flags = os.environ.get("XLA_FLAGS", "")
+  if "xla_force_host_platform_device_count" not in xla_flags:
+    os.environ["XLA_FLAGS"] = f"{xla_flags} --xla_force_host_platform_device_count={NUM_DEVICES}".strip()
+  cache = pathlib.Path(os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax")))
+  cache.mkdir(parents=True, exist_ok=True)
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+  os.environ.setdefault("MPLBACKEND", "Agg")
+  os.environ.setdefault("HF_HUB_OFFLINE", "1")
+  # One thread per library: xdist already runs one process per core. NPROC is read by XLA's CPU client.
+  for name in ("NPROC", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+
+
+_environment()
+
+from absl import flags  # grain and the configs read absl flags outside of app.run
+
+if not flags.FLAGS.is_parsed():
+  flags.FLAGS.mark_as_parsed()
