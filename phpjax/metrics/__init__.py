@@ -1,0 +1,16 @@
+"""Scores of the benchmarks, in plain numpy: one module each, and `continual` for a sequence of tasks.
+
+Every benchmark module has the same five names:
+
+  MAIN                  the score that goes into the accuracy matrix
+  statistics(...)       one batch -> {name: [n, ...]}, padding rows dropped; joined over batches by
+  `rows.join` summarise(stats)      the statistics of a whole set -> {score: float in [0, 1]} evaluate(...)
+  both at once, from stacked arrays trivial(...)          the best predictor that never looks at a clip -> its
+  name and its scores
+"""
+
+from phpjax.metrics import ave, avqa, avs, avvp, continual, rows
+
+METRICS = {"ave": ave, "avvp": avvp, "avs": avs, "avqa": avqa}
+
+__all__ = ["METRICS", "ave", "avqa", "avs", "avvp", "continual", "rows"]
