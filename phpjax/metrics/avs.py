@@ -28,10 +28,9 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
 
 def frame_iou(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
   """Masks bool [..., H, W] -> IoU [...]; where the truth is empty, the share of pixels rightly off."""
-  predicted, truth = predicted.reshape(*predicted.shape[:-2], -1), truth.reshape(*truth.shape[:-2], -1)
-  inner, union = (predicted & truth).sum(-1), (predicted | truth).sum(-1)
-  pixels = truth.shape[-1]
-  empty = ~truth.any(-1)
+  inner, union = (predicted & truth).sum((-2, -1)), (predicted | truth).sum((-2, -1))
+  pixels = truth.shape[-2] * truth.shape[-1]
+  empty = ~truth.any((-2, -1))
   # With an empty truth the union is what is predicted, so the rest is what is rightly off.
   return np.where(empty, (pixels - union) / (pixels + 1e-7), inner / (union + 1e-7))
 

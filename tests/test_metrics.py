@@ -1,0 +1,300 @@
+"""Properties of the scores: order, batches, padding change nothing; worked examples; trivial predictors."""
+
+import inspect
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from phpjax.metrics import METRICS, ave, avqa, avs, avvp, continual, rows
+
+SEEDS = st.integers(0, 2**32 - 1)
+FEW = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def ave_inputs(rng: np.random.Generator, n: int) -> tuple[np.ndarray, ...]:
+  return rng.normal(size=(n, 10, 6)), rng.integers(0, 6, (n, 10))
+
+
+def avvp_inputs(rng: np.random.Generator, n: int) -> tuple[np.ndarray, ...]:
+  # Sparse enough that some clips are empty, dense enough that runs touch.
+  return tuple(rng.random((n, 10, 4)) < rng.choice([0.0, 0.1, 0.6], (n, 1, 4)) for _ in range(4))
+
+
+def avs_inputs(rng: np.random.Generator, n: int) -> tuple[np.ndarray, ...]:
+  label = rng.random((n, 5, 8, 8)) < rng.random((n, 5, 1, 1)) - 0.2  # a fifth of the masks is empty
+  return rng.normal(size=(n, 5, 8, 8)).astype(np.float32), label
+
+
+def avqa_inputs(rng: np.random.Generator, n: int) -> tuple[np.ndarray, ...]:
+  return rng.normal(size=(n, 7)), rng.integers(0, 7, n), rng.integers(0, 9, n)
+
+
+INPUTS = {"ave": ave_inputs, "avvp": avvp_inputs, "avs": avs_inputs, "avqa": avqa_inputs}
+
+
+def batch_statistics(name: str, inputs: tuple[np.ndarray, ...], mask: np.ndarray) -> dict[str, np.ndarray]:
+  """The statistics of one batch, from the same inputs as `evaluate`."""
+  if name == "ave":
+    return ave.statistics(ave.decide(inputs[0]), inputs[1], background=5, mask=mask)
+  if name == "avqa":
+    return avqa.statistics(inputs[0].argmax(-1), *inputs[1:], mask=mask)
+  return METRICS[name].statistics(*inputs, mask=mask)
+
+
+def same(one: dict[str, float], other: dict[str, float]) -> None:
+  assert one.keys() == other.keys()
+  for key in one:
+    assert one[key] == pytest.approx(other[key], abs=1e-12), key
+
+
+@pytest.mark.parametrize("name", METRICS)
+@given(seed=SEEDS, n=st.integers(1, 9))
+@FEW
+def test_scores_lie_in_zero_to_one_and_hold_the_main_one(name, seed, n):
+  scores = METRICS[name].evaluate(*INPUTS[name](np.random.default_rng(seed), n))
+  assert METRICS[name].MAIN in scores
+  assert all(type(score) is float and 0 <= score <= 1 for score in scores.values())
+
+
+@pytest.mark.parametrize("name", METRICS)
+@given(seed=SEEDS, n=st.integers(1, 9))
+@FEW
+def test_order_of_the_clips_changes_nothing(name, seed, n):
+  rng = np.random.default_rng(seed)
+  inputs = INPUTS[name](rng, n)
+  order = rng.permutation(n)
+  one, other = [METRICS[name].evaluate(*arrays) for arrays in (inputs, [array[order] for array in inputs])]
+  if name == "avs":  # which clips share a group of four is part of the official score
+    one, other = [{key: scores[key] for key in ("miou", "f")} for scores in (one, other)]
+  same(one, other)
+
+
+@pytest.mark.parametrize("name", METRICS)
+@given(seed=SEEDS, n=st.integers(1, 9), batch_size=st.integers(1, 5))
+@FEW
+def test_batches_and_padding_change_nothing(name, seed, n, batch_size):
+  rng = np.random.default_rng(seed)
+  inputs = INPUTS[name](rng, n)
+  whole = METRICS[name].evaluate(*inputs)
+  padding = -n % batch_size
+  # Padding holds anything but NaN: the loader writes zeros, and random rows are the harder case.
+  padded = [np.concatenate([array, extra])
+            for array, extra in zip(inputs, INPUTS[name](rng, padding), strict=True)]
+  mask = np.concatenate([np.ones(n), np.zeros(padding)]).astype(np.float32)
+  same(whole, METRICS[name].evaluate(*padded, mask=mask))
+  parts = [batch_statistics(name, tuple(array[s:s + batch_size] for array in padded), mask[s:s + batch_size])
+           for s in range(0, n + padding, batch_size)]
+  same(whole, METRICS[name].summarise(rows.join(parts)))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_nothing_to_score_and_unequal_lengths_are_refused(name):
+  inputs = INPUTS[name](np.random.default_rng(0), 4)
+  with pytest.raises(ValueError, match="no example to score"):
+    METRICS[name].evaluate(*inputs, mask=np.zeros(4))
+  with pytest.raises(ValueError, match="disagree on the number of examples"):
+    METRICS[name].evaluate(inputs[0][:3], *inputs[1:])
+
+
+@pytest.mark.parametrize("name", ["ave", "avs", "avqa"])
+def test_nan_scores_are_refused_unless_they_are_padding(name):
+  scores, *labels = INPUTS[name](np.random.default_rng(0), 4)
+  scores[3] = np.nan
+  with pytest.raises(ValueError, match="NaN"):
+    METRICS[name].evaluate(scores, *labels)
+  METRICS[name].evaluate(scores, *labels, mask=np.array([1, 1, 1, 0]))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_the_truth_itself_scores_one(name):
+  inputs = INPUTS[name](np.random.default_rng(1), 6)
+  if name == "ave":
+    scores = ave.evaluate(np.eye(6)[inputs[1]], inputs[1])
+  elif name == "avvp":
+    scores = avvp.evaluate(*inputs[2:], *inputs[2:])
+  elif name == "avs":
+    label = np.concatenate([inputs[1], np.ones((2, 5, 8, 8), bool)])
+    label[..., 0, 0] = True  # no empty mask: its F is not defined
+    scores = avs.evaluate(np.where(label, 9.0, -9.0), label)
+  else:
+    scores = avqa.evaluate(np.eye(7)[inputs[1]], *inputs[1:])
+  assert all(score == pytest.approx(1, abs=1e-6) for score in scores.values()), scores
+
+
+def test_every_benchmark_has_the_same_names():
+  for name, module in METRICS.items():
+    assert isinstance(module.MAIN, str) and callable(module.summarise), name
+    for function in (module.statistics, module.evaluate, module.trivial):
+      assert "mask" in inspect.signature(function).parameters, name
+
+
+# Worked examples, by hand.
+
+
+def test_ave_worked_example():
+  label = np.array([[5, 5, 0, 0, 0, 0, 5, 5, 5, 5]])
+  everywhere = ave.evaluate(np.eye(6)[np.zeros_like(label)], label)
+  assert everywhere == {"segment_accuracy": 0.4, "background_recall": 0.0, "event_segment_accuracy": 1.0}
+  assert ave.trivial(label, background=5) == (
+      "background", {"segment_accuracy": 0.6, "background_recall": 1.0, "event_segment_accuracy": 0.0})
+
+
+def test_ave_relevance_of_exactly_one_half_is_background():
+  predicted = ave.decide_two_heads(np.array([[0.0, 1e-6, -1e-6]]), np.array([[0.0, 1.0]]))
+  np.testing.assert_array_equal(predicted, [[2, 1, 2]])
+
+
+def strip(*runs: tuple[int, int]) -> np.ndarray:
+  grid = np.zeros((1, 10, 1))
+  for start, end in runs:
+    grid[:, start:end] = 1
+  return grid
+
+
+def test_avvp_worked_example():
+  scores = avvp.evaluate(strip((0, 4)), strip((0, 8)), strip((0, 8)), strip((0, 4)))
+  assert scores["segment/A"] == scores["segment/V"] == pytest.approx(2 / 3)
+  assert scores["segment/AV"] == 1
+  assert scores["segment/Type@AV"] == pytest.approx(7 / 9)
+  assert scores["segment/Event@AV"] == pytest.approx(16 / 24)
+  assert scores["event/A"] == 1
+
+
+@pytest.mark.parametrize("predicted, truth, expected", [
+    ([(0, 4), (5, 8)], [(0, 8)], [1, 1, 0]), ([(0, 10)], [(0, 4)], [0, 1, 1]),
+    ([(0, 1), (2, 3)], [(0, 3)], [0, 2, 1]), ([(0, 5), (6, 10)], [(0, 10)], [1, 1, 0]), ([], [], [0, 0, 0])])
+def test_avvp_event_matching(predicted, truth, expected):
+  counts = avvp.event_counts(strip(*predicted) > 0, strip(*truth) > 0)
+  np.testing.assert_array_equal(counts[:, 0, 0], expected)
+
+
+def test_avvp_decision_needs_second_and_clip():
+  on = avvp.decide(np.array([[[0.5, 0.9], [0.4, 0.9]]]), np.array([[0.5, 0.4]]))
+  np.testing.assert_array_equal(on, [[[True, False], [False, False]]])
+
+
+def test_avs_worked_examples():
+  logits, label = np.array([[[[4, -4], [4, -4]]]]), np.array([[[[1, 0], [0, 0]]]])
+  scores = avs.evaluate(logits, label)
+  assert scores["miou"] == pytest.approx(0.5)
+  assert scores["f"] == pytest.approx(1.3 * 0.5 / 1.15)
+  assert avs.evaluate(np.array([[[[2, -1], [0.5, -3]]]]), label)["f"] == pytest.approx(1)
+  empty = avs.evaluate(logits, 0 * label)
+  assert (empty["miou"], empty["f"]) == (pytest.approx(0.5), 0)
+
+
+def test_avs_frames_without_a_label_do_not_count():
+  logits, label = avs_inputs(np.random.default_rng(2), 3)
+  label_mask = np.array([[1, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]])
+  scores = avs.evaluate(logits, label, label_mask=label_mask)
+  first, second = avs.evaluate(logits[:1, :1], label[:1, :1]), avs.evaluate(logits[1:2], label[1:2])
+  assert scores["miou"] == pytest.approx((first["miou"] + second["miou"]) / 2)
+  assert scores["f"] == pytest.approx((first["f"] + second["f"]) / 2)
+
+
+def test_avqa_worked_example():
+  hit = np.array([True, False, True, False])
+  assert avqa.summarise({"hit": hit, "type": np.array([0, 0, 1, 3])}) == {
+      "accuracy": 0.5, "Audio": pytest.approx(2 / 3), "Audio/Counting": 0.5, "Audio/Comparative": 1.0,
+      "Visual": 0.0, "Visual/Location": 0.0}
+
+
+def test_avqa_type_out_of_range_is_refused():
+  with pytest.raises(ValueError, match="question types must lie in 0 to 8, found 0 to 9"):
+    avqa.statistics(np.zeros(2, int), np.zeros(2, int), np.array([0, 9]))
+
+
+def test_avqa_types_are_those_of_the_reader():
+  reader = pytest.importorskip("data_pipelines.music_avqa", reason="the reader is not built yet")
+  assert tuple(map(tuple, reader.QUESTION_TYPES)) == avqa.QUESTION_TYPES
+
+
+# Trivial predictors.
+
+
+def test_ave_trivial_is_the_best_of_all_constants():
+  _, label = ave_inputs(np.random.default_rng(3), 8)
+  name, scores = ave.trivial(label, background=5)
+  constants = [ave.evaluate(np.broadcast_to(np.eye(6)[c], (8, 10, 6)), label)[ave.MAIN] for c in range(6)]
+  assert scores[ave.MAIN] == max(constants)
+  assert name == ("background" if np.argmax(constants) == 5 else f"class {np.argmax(constants)}")
+
+
+@given(seed=SEEDS)
+@FEW
+def test_avvp_trivial_is_the_best_of_all_constants_and_the_closed_form_is_right(seed):
+  _, _, audio, visual = avvp_inputs(np.random.default_rng(seed), 5)
+  _, scores = avvp.trivial(audio, visual)
+  candidates = np.concatenate([np.zeros((1, 4), bool), np.eye(4, dtype=bool)])
+  constants = [avvp.evaluate(np.broadcast_to(a, audio.shape), np.broadcast_to(v, audio.shape), audio, visual)
+               for a in candidates for v in candidates]
+  assert scores[avvp.MAIN] >= max(constant[avvp.MAIN] for constant in constants) - 1e-12
+  closed = avvp._constant_score(candidates, audio)
+  np.testing.assert_allclose(closed, [constants[5 * a]["segment/A"] for a in range(5)], atol=1e-12)
+
+
+def test_avs_trivial_finds_the_centre():
+  centre = np.zeros((8, 8), bool)
+  centre[2:6, 2:6] = True
+  label = np.broadcast_to(centre, (3, 5, 8, 8))
+  name, scores = avs.trivial(label, centre.astype(float))
+  assert name.startswith("mean mask") and scores["miou"] == pytest.approx(1)
+  assert avs.trivial(0 * label, centre.astype(float))[0] == "nothing"
+  assert avs.trivial(0 * label + 1, centre.astype(float))[0] == "everything"
+
+
+def test_avs_trivial_is_no_worse_than_its_candidates():
+  rng = np.random.default_rng(4)
+  _, label = avs_inputs(rng, 6)
+  label_mask = np.ones((6, 5))
+  label_mask[0, 1:] = 0
+  _, scores = avs.trivial(label, label.mean((0, 1)), label_mask=label_mask)
+  for logit in (-9.0, 9.0):
+    constant = avs.evaluate(np.full(label.shape, logit), label, label_mask=label_mask)["miou"]
+    assert scores["miou"] >= constant - 1e-12
+
+
+def test_avqa_trivial_counts_training_answers_only():
+  train = np.array([3, 3, 4, 5]), np.array([0, 0, 0, 1])
+  name, scores = avqa.trivial(*train, np.array([3, 5, 3, 0]), np.array([0, 1, 2, 1]))
+  assert name == "majority answer per question type"
+  # Type 2 has no training question, so it gets the most frequent answer of all, 3.
+  assert scores == {"accuracy": 0.75, "Audio": pytest.approx(2 / 3), "Audio/Counting": 1.0,
+                    "Audio/Comparative": 0.5, "Visual": 1.0, "Visual/Counting": 1.0}
+
+
+# Sequences of tasks.
+
+
+@given(seed=SEEDS, num_tasks=st.integers(1, 6), future=st.sampled_from([None, float("nan"), 0.3]))
+@FEW
+def test_scores_of_tasks_not_yet_learned_are_not_read(seed, num_tasks, future):
+  scores = np.random.default_rng(seed).random((num_tasks, num_tasks))
+  lower = [[score if j <= i else future for j, score in enumerate(row)] for i, row in enumerate(scores)]
+  summary = continual.summarise(lower)
+  same(summary, continual.summarise(scores))
+  assert 0 <= summary["mean_accuracy"] <= 1 and -1 <= summary["forgetting"] <= 1
+  assert summary["forgetting_since_learned"] == -summary["bwt"]
+  assert summary["forgetting"] >= summary["forgetting_since_learned"] - 1e-12
+
+
+def test_unfinished_sequence():
+  rows_of_two = [[0.9, None, None], [0.8, 0.7, None]]
+  assert continual.summarise(rows_of_two)["mean_accuracy"] == pytest.approx(0.75)
+  assert continual.forgetting(rows_of_two)[-1] == pytest.approx(0.1)
+  first = continual.summarise([[0.9]])
+  assert (first["mean_accuracy"], first["forgetting"], first["bwt"]) == (0.9, 0, 0)
+  assert str(first["bwt"]) == str(first["lpi_forgetting"]) == "0.0"
+
+
+@pytest.mark.parametrize("matrix", [[], [[None]], [[0.5, None], [None, 0.5]], [[0.5], [0.5]]])
+def test_incomplete_matrices_are_refused(matrix):
+  with pytest.raises(ValueError, match="accuracy matrix"):
+    continual.summarise(matrix)
+
+
+def test_fwt_needs_the_scores_ahead():
+  with pytest.raises(ValueError, match="just before it is learned"):
+    continual.fwt([[0.5, None], [0.4, 0.6]], [0.1, 0.1])
