@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+from absl import flags
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 NUM_DEVICES = 2  # enough for every sharding rule; each further device makes every compile dearer
 
@@ -25,8 +27,5 @@ def _environment() -> None:
 
 
 _environment()
-
-from absl import flags  # grain and the configs read absl flags outside of app.run
-
-if not flags.FLAGS.is_parsed():
+if not flags.FLAGS.is_parsed():  # grain and the configs read absl flags, here outside of app.run
   flags.FLAGS.mark_as_parsed()
