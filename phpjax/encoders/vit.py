@@ -1,0 +1,129 @@
+"""Vision transformers for pictures (CLIP) and spectrograms (AST): the same blocks behind two stems."""
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from phpjax.encoders import audio_frontend
+from phpjax.encoders.base import Encoder, Features, Stream
+
+STATISTICS = {  # mean and standard deviation per colour channel, of pixels in [0, 1]
+  "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+  "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
+}
+
+LOGIT_SCALE = 2.659260036932778  # ln(1 / 0.07), CLIP's and CLAP's start
+
+
+def normalise(pixels: jax.Array, statistics: str) -> jax.Array:
+  """uint8 [..., H, W, 3] -> float32, scaled to [0, 1] and standardised per channel."""
+  mean, std = (jnp.asarray(x, jnp.float32) for x in STATISTICS[statistics])
+  return (pixels.astype(jnp.float32) / 255 - mean) / std
+
+
+class CLIPVision(Encoder):
+  """CLIP's vision tower (Radford et al. 2021, arXiv 2103.00020): class token, learned positions, `ln_pre`, blocks, `ln_post`, projection.
+
+  The stem ends before `ln_pre`, because PHP and LPI read and insert there (php.md 3.1).
+  """
+
+  image_size: int = 224
+  patch_size: int = 32
+  statistics: str = "imagenet"  # PHP feeds ImageNet statistics to CLIP (php.md quirk 20)
+
+  @property
+  def num_tokens(self) -> int:
+    """Class token and patches."""
+    return 1 + (self.image_size // self.patch_size) ** 2
+
+  def setup(self) -> None:
+    patch = (self.patch_size, self.patch_size)
+    self.patch_embedding = nn.Conv(self.width, patch, patch, padding="VALID", use_bias=False, dtype=self.dtype)
+    self.class_embedding = self.param("class_embedding", nn.initializers.normal(0.02), (self.width,))
+    self.position_embedding = self.param("position_embedding", nn.initializers.normal(0.02), (self.num_tokens, self.width))
+    self.ln_pre = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
+    self.blocks = self.make_blocks()
+    self.ln_post = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
+    self.projection = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype)
+    self.logit_scale = self.param("logit_scale", nn.initializers.constant(LOGIT_SCALE), ())  # log of the temperature against text
+
+  def stem(self, pixels: jax.Array) -> Stream:
+    """uint8 [B, H, W, 3] -> tokens [B, 1 + patches, D], class token first, before `ln_pre`."""
+    patches = self.patch_embedding(normalise(pixels, self.statistics).astype(self.dtype))
+    patches = patches.reshape(patches.shape[0], -1, self.width)
+    first = jnp.broadcast_to(self.class_embedding, (patches.shape[0], 1, self.width))
+    return Stream(jnp.concatenate([first.astype(patches.dtype), patches], axis=1) + self.position_embedding.astype(patches.dtype))
+
+  def enter(self, layer: int, stream: Stream) -> Stream:
+    """`ln_pre` before the first layer."""
+    return stream.replace(tokens=self.ln_pre(stream.tokens)) if layer == 0 else stream
+
+  def project(self, tokens: jax.Array) -> jax.Array:
+    """[..., D] -> [..., E] in the joint space, as the class token is projected."""
+    return self.projection(self.ln_post(tokens))
+
+  def pool(self, stream: Stream) -> Features:
+    """The projected class token and the raw last-layer tokens."""
+    return Features(self.project(stream.tokens[:, 0]), stream.tokens, num_special=1)
+
+  def __call__(self, pixels: jax.Array) -> Features:
+    """uint8 [B, H, W, 3] -> Features, with no method between the layers."""
+    return self.pool(self.layers(self.stem(pixels)))
+
+
+class AST(Encoder):
+  """Audio Spectrogram Transformer (Gong et al. 2021, arXiv 2104.01778): a ViT on Kaldi filter banks, class and distillation tokens.
+
+  `pool` averages the two tokens after the last norm and projects into the joint space.
+  """
+
+  seconds: float = 1.0
+  sample_rate_hz: int = 16_000
+  num_mels: int = 128
+  patch_size: int = 16
+  stride: int = 10
+  mean: float = -4.2677393  # AudioSet statistics of the log filter bank
+  std: float = 4.5689974
+
+  @property
+  def grid(self) -> tuple[int, int]:
+    """Patches along frequency and along time."""
+    frames = audio_frontend.num_frames(round(self.seconds * self.sample_rate_hz), self.sample_rate_hz)
+    return tuple((n - self.patch_size) // self.stride + 1 for n in (self.num_mels, frames))
+
+  @property
+  def num_tokens(self) -> int:
+    """Class token, distillation token and patches."""
+    return 2 + self.grid[0] * self.grid[1]
+
+  def setup(self) -> None:
+    self.patch_embedding = nn.Conv(self.width, (self.patch_size,) * 2, (self.stride,) * 2, padding="VALID", dtype=self.dtype)
+    self.class_embedding = self.param("class_embedding", nn.initializers.normal(0.02), (self.width,))
+    self.distillation_embedding = self.param("distillation_embedding", nn.initializers.normal(0.02), (self.width,))
+    self.position_embedding = self.param("position_embedding", nn.initializers.normal(0.02), (self.num_tokens, self.width))
+    self.blocks = self.make_blocks()
+    self.ln_post = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
+    self.projection = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype)
+    self.logit_scale = self.param("logit_scale", nn.initializers.constant(LOGIT_SCALE), ())  # log of the temperature against text
+
+  def stem(self, wave: jax.Array) -> Stream:
+    """int16 or float [B, samples] -> tokens [B, 2 + patches, D], class and distillation token first."""
+    fbank = audio_frontend.kaldi_fbank(audio_frontend.to_float(wave), self.sample_rate_hz, self.num_mels)  # [B, frames, mels]
+    fbank = ((fbank - self.mean) / (2 * self.std)).swapaxes(1, 2)[..., None]  # frequency is the first image axis
+    patches = self.patch_embedding(fbank.astype(self.dtype))
+    patches = patches.reshape(patches.shape[0], -1, self.width)
+    special = jnp.stack([self.class_embedding, self.distillation_embedding]).astype(patches.dtype)
+    special = jnp.broadcast_to(special, (patches.shape[0], 2, self.width))
+    return Stream(jnp.concatenate([special, patches], axis=1) + self.position_embedding.astype(patches.dtype))
+
+  def pool(self, stream: Stream) -> Features:
+    """Mean of the two special tokens after the last norm, projected; and the raw last-layer tokens."""
+    pooled = self.ln_post(stream.tokens[:, :2]).mean(axis=1)
+    return Features(self.projection(pooled), stream.tokens, num_special=2)
+
+  def __call__(self, wave: jax.Array) -> Features:
+    """int16 or float [B, samples] -> Features, with no method between the layers."""
+    return self.pool(self.layers(self.stem(wave)))
+
+

@@ -1,0 +1,122 @@
+"""What a continual method may change. The base class changes nothing: it is the linear-probe baseline."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+
+Tree = dict[str, Any]
+MODALITIES = ("visual", "audio", "text")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """What a method needs to know of one encoder: plain numbers, so that nothing is hard-coded."""
+
+  width: int
+  num_tokens: int
+  num_heads: int
+  depth: int
+  embed_dim: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+  """The encoders' sizes, one field per modality (None: not configured)."""
+
+  visual: Sizes | None = None
+  audio: Sizes | None = None
+  text: Sizes | None = None
+
+  def present(self) -> tuple[str, ...]:
+    """The configured modalities, in the order visual, audio, text."""
+    return tuple(m for m in MODALITIES if getattr(self, m) is not None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """Linear probe: no prompts, a head per task; and the hooks that other methods override.
+
+  Trees: `trainable = {"shared": ..., "task": {"prompts": ..., "head": ...}}` is what learns now;
+  `frozen = {"encoders": ..., "shared": ...}` is what this task reads and must not change. Methods are hashable and
+  hold no arrays, so they may be closed over by jit.
+
+  Attributes:
+    backbone: sizes of the encoders.
+    needs_query: run the unprompted encoders first and hand their features to `start`.
+    needs_past: hand the other tasks' prompts, stacked and masked, to `start`.
+  """
+
+  backbone: Backbone
+  needs_query: ClassVar[bool] = False
+  needs_past: ClassVar[bool] = False
+
+  def init_shared(self, rng: jax.Array) -> Tree:
+    """Parameters that learn on every task."""
+    del rng
+    return {}
+
+  def init_task(self, rng: jax.Array, task: Any, previous: Tree | None) -> Tree:
+    """Prompts of one task; `previous` are those of the task before (None for the first)."""
+    del rng, task, previous
+    return {}
+
+  def init_state(self) -> Tree:
+    """Shared state: what changes without a gradient."""
+    return {}
+
+  def uses(self, task: Any) -> tuple[str, ...]:
+    """Top-level keys of `shared` that this task reads; the others are frozen while it learns."""
+    del task
+    return ()
+
+  def empty(self) -> Method:
+    """The method that changes nothing, for query passes."""
+    return Method(self.backbone)
+
+  def start(self, task: Any, trainable: Tree, frozen: Tree, state: Tree, past: Tree | None, streams: Tree, *,
+            query: Tree | None, rng: jax.Array | None, train: bool) -> Tree:
+    """Once per forward, with the stems' streams: whatever `prefix` and `adapt` need later (the context)."""
+    del task, trainable, frozen, state, past, streams, query, rng, train
+    return {}
+
+  def prefix(self, context: Tree, step: int) -> Tree:
+    """{modality: Prefix} for the attention of this step."""
+    del context, step
+    return {}
+
+  def adapt(self, context: Tree, site: str, step: int, streams: Tree) -> Tree:
+    """Changes streams at a site: "embed" (text, before positions), "stem", then per step "input", "attention", "mlp"."""
+    del context, site, step
+    return streams
+
+  def class_features(self, encoders: Tree, trainable: Tree, frozen: Tree, constants: Tree) -> Tree:
+    """What depends on the classes and the parameters but not on the batch; once per step or evaluation."""
+    del encoders, trainable, frozen, constants
+    return {}
+
+  def predict(self, task: Any, trainable: Tree, frozen: Tree, state: Tree, features: Tree, context: Tree, classes: Tree,
+              batch: Tree, *, rng: jax.Array | None, train: bool) -> tuple[Tree, Tree]:
+    """Features -> (outputs, state of the task); by default the task's own head."""
+    del frozen, context, classes
+    return task.predict(trainable["task"]["head"], state, features, batch, rng=rng, train=train)
+
+  def init_head(self, rng: jax.Array, task: Any) -> Tree:
+    """The head's parameters; a method that overrides `predict` may need another."""
+    return task.init_head(rng)
+
+  def task_weight(self, task: Any) -> float:
+    """Weight of the task's own loss."""
+    del task
+    return 1.0
+
+  def losses(self, task: Any, context: Tree, features: Tree, outputs: Tree, batch: Tree) -> Tree:
+    """Named, weighted losses beside the task's own."""
+    del task, context, features, outputs, batch
+    return {}
+
+  def end_task(self, params: Tree, state: Tree, task: Any) -> tuple[Tree, Tree]:
+    """After a task: consolidate (statistics, centroids, Fisher); by default nothing."""
+    del task
+    return params, state
