@@ -1,0 +1,30 @@
+"""Readers of the benchmarks' own files, in numpy; to add a dataset: one module and one line in DATASETS."""
+
+from data_pipelines.ave import AVE
+from data_pipelines.avsbench import AVSBench
+from data_pipelines.base import Dataset, Source
+from data_pipelines.llp import LLP
+from data_pipelines.music_avqa import MusicAVQA
+from data_pipelines.schema import QUESTION_TYPES, DataError, Media, MediaError, Record
+
+DATASETS: dict[str, type[Dataset]] = {
+  "ave": AVE,
+  "llp": LLP,
+  "avsbench": AVSBench,
+  "music_avqa": MusicAVQA,
+}
+
+__all__ = [
+  "AVE",
+  "DATASETS",
+  "LLP",
+  "QUESTION_TYPES",
+  "AVSBench",
+  "DataError",
+  "Dataset",
+  "Media",
+  "MediaError",
+  "MusicAVQA",
+  "Record",
+  "Source",
+]

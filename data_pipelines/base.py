@@ -1,0 +1,289 @@
+"""What all datasets share: finding files, rows, decoding, and a cached random-access source of examples."""
+
+import dataclasses
+import random
+import re
+import threading
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from data_pipelines import media as media_lib
+from data_pipelines import transforms
+from data_pipelines.schema import FETCH, DataError, Example, Media, MediaError, Record, order_splits
+
+DEFAULT_CACHE_BYTES = 1_500_000_000
+TOYBOX_HINT = "put the benchmark there, or make the toybox with: python -m data_pipelines.toybox --out={root}"
+
+
+class ClipCache:
+  """Decoded clips in memory, bounded in bytes, safe to use from many threads.
+
+  Full, it drops entries at random: epochs read every clip once in a new order, where dropping the oldest
+  would always drop the one that is needed next, and keeping the first would keep those of a finished task for
+  ever.
+  """
+
+  def __init__(self, max_bytes: int = DEFAULT_CACHE_BYTES) -> None:
+    self.max_bytes, self.num_bytes = max_bytes, 0
+    self._entries: dict[Hashable, tuple[Example, int, int]] = {}  # value, its bytes, its place in _keys
+    self._keys: list[Hashable] = []
+    self._lock = threading.Lock()
+    self._random = random.Random(0)
+
+  def get(self, key: Hashable) -> Example | None:
+    entry = self._entries.get(key)
+    return entry[0] if entry else None
+
+  def put(self, key: Hashable, value: Example) -> None:
+    size = sum(x.nbytes for x in value.values())
+    if size > self.max_bytes:
+      return
+    with self._lock:
+      if key in self._entries:  # another thread was faster
+        return
+      while self.num_bytes + size > self.max_bytes:
+        self._drop(self._random.choice(self._keys))
+      self._entries[key] = (value, size, len(self._keys))
+      self._keys.append(key)
+      self.num_bytes += size
+
+  def _drop(self, key: Hashable) -> None:
+    _, size, place = self._entries.pop(key)
+    last = self._keys.pop()
+    if last != key:
+      self._keys[place] = last
+      self._entries[last] = (*self._entries[last][:2], place)
+    self.num_bytes -= size
+
+
+# One budget for all datasets of a process: tasks come one after the other.
+SHARED_CACHE = ClipCache()
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipLayout:
+  """Where the media of a clip may lie below a dataset's root.
+
+  Attributes:
+    video: folders of `<clip>.mp4`.
+    frames: folders of `<clip>/00000001.jpg`.
+    wave: folders of `<clip>.npy` or `<clip>.wav`.
+  """
+  video: tuple[str, ...]
+  frames: tuple[str, ...]
+  wave: tuple[str, ...]
+
+  def find(self, root: Path, names: Sequence[str]) -> tuple[Path, ...]:
+    """(video,) or (frames folder, wave file) of the first name that has one; () if the clip is missing."""
+    for name in names:
+      for folder in self.video:
+        if (path := root / folder / f"{name}.mp4").is_file():
+          return (path,)
+    for name in names:
+      frames = next((p for f in self.frames if (p := root / f / name).is_dir()), None)
+      waves = (root / f / (name + ending) for f in self.wave for ending in (".npy", ".wav"))
+      wave = next((p for p in waves if p.is_file()), None)
+      if frames and wave:
+        return frames, wave
+    return ()
+
+
+class Dataset:
+  """Reads one benchmark as it lies on disk; see the class attributes for what a dataset must say.
+
+  Attributes:
+    folders: names of its folder below a data root.
+    label_files: glob patterns, relative to the dataset folder, of the files that hold its splits.
+    layout: where media lie.
+    seconds: T.
+    spread: whether T seconds stand for a longer clip (labels of the whole clip) or are the first T (labels
+      per second).
+    classes: class names, index = label.
+  """
+  folders: ClassVar[tuple[str, ...]]
+  label_files: ClassVar[tuple[str, ...]]
+  layout: ClassVar[ClipLayout]
+  seconds: ClassVar[int] = 10
+  spread: ClassVar[bool] = False
+  classes: tuple[str, ...]
+
+  def __init__(self, root: Path | str) -> None:
+    """Finds the dataset below a data root, or at it; raises DataError if it is not there."""
+    self.root = self._locate(Path(root))
+    self.label_root = self._labels(self.root)[0].parent
+    self._records: dict[str, list[Record]] = {}
+
+  @classmethod
+  def _labels(cls, folder: Path) -> list[Path]:
+    """The label files of the first pattern that matches anything."""
+    return next((found for pattern in cls.label_files if (found := sorted(folder.glob(pattern)))), [])
+
+  @classmethod
+  def _locate(cls, root: Path) -> Path:
+    places = [root / name for name in cls.folders] + [root]
+    for place in places:
+      if cls._labels(place):
+        return place
+    raise DataError(f"{cls.__name__}: no {cls.label_files[0]} in {' or '.join(map(str, places))}; "
+                    + TOYBOX_HINT.format(root=root))
+
+  def _find(self, name: str) -> Path | None:
+    """A file such as categories.txt beside the labels or at the dataset's root."""
+    return next((p for f in (self.label_root, self.root) if (p := f / name).is_file()), None)
+
+  def _read_categories(self, official: tuple[str, ...]) -> tuple[str, ...]:
+    """Class names of the root's categories.txt, one a line, or the official ones."""
+    if not (path := self._find("categories.txt")):
+      return official
+    names = tuple(line.strip() for line in read_lines(path) if line.strip())
+    if not names or len(set(names)) != len(names):
+      raise DataError(f"{path}: needs one category a line, each once")
+    return names
+
+  def splits(self) -> tuple[str, ...]:
+    """The splits present, of train val test unseen, then any others."""
+    raise NotImplementedError
+
+  def records(self, split: str) -> list[Record]:
+    """The annotation rows of a split, in file order; touches no media. Raises DataError on a wrong row."""
+    if split not in self._records:
+      if split not in self.splits():
+        raise DataError(f"{type(self).__name__}: no split {split!r} in {self.label_root}, "
+                        f"only {', '.join(self.splits())}")
+      self._records[split] = self._read(split)
+    return self._records[split]
+
+  def _read(self, split: str) -> list[Record]:
+    """Reads the rows of a split that exists."""
+    raise NotImplementedError
+
+  def labels(self, record: Record) -> Example:
+    """The label arrays of one row."""
+    raise NotImplementedError
+
+  def clip_names(self, record: Record) -> tuple[str, ...]:
+    """Names under which the media of a row may be stored, the usual one first."""
+    return (record.clip,)
+
+  def clip_key(self, record: Record) -> Hashable:
+    """What `decode_clip` depends on: rows of equal keys share one decoded clip."""
+    return record.clip
+
+  def clip_files(self, record: Record) -> tuple[Path, ...]:
+    """The media files of a row, () if any is missing."""
+    return self.layout.find(self.root, self.clip_names(record))
+
+  def decode_clip(self, record: Record, media: Media) -> Example:
+    """The media of a row: visual uint8 [T, H, W, 3], audio int16 [T, S]; raises MediaError."""
+    files = self.clip_files(record)
+    if not files:
+      usual = self.root / self.layout.video[0] / f"{self.clip_names(record)[0]}.mp4"
+      raise MediaError(usual, f"no such file, nor frames and wave of clip {record.clip!r}", media_lib.AGAIN)
+    if len(files) == 1:
+      clip = media_lib.decode_clip(files[0], media, self.seconds, spread=self.spread)
+      return {"visual": clip.visual, "audio": clip.audio}
+    return {"visual": media_lib.read_frames(files[0], media.image_size, self.seconds),
+            "audio": self._read_wave(files[1], media)}
+
+  def _read_wave(self, path: Path, media: Media) -> np.ndarray:
+    """Sound beside frames -> int16 [T, S]."""
+    read = media_lib.read_npy_wave if path.suffix == ".npy" else media_lib.decode_audio
+    wave = read(path, media.sample_rate_hz)
+    starts = transforms.pick_seconds(len(wave) / media.sample_rate_hz, self.seconds, spread=self.spread)
+    return transforms.cut_seconds(wave, media.sample_rate_hz, starts)
+
+  def decode(self, record: Record, media: Media) -> Example:
+    """One example: media, labels, id (str) and mask (float32 (), 1); raises MediaError naming the file."""
+    return self._example(record, self.decode_clip(record, media))
+
+  def _example(self, record: Record, clip: Example) -> Example:
+    return {**clip, **self.labels(record), "id": record.id, "mask": np.float32(1)}
+
+  def _zero_clip(self, media: Media) -> Example:
+    t, size = self.seconds, media.image_size
+    return {"visual": np.zeros((t, size, size, 3), np.uint8),
+            "audio": np.zeros((t, media.sample_rate_hz), np.int16)}
+
+  def zeros(self, record: Record, media: Media) -> Example:
+    """An example of the right shapes that counts for nothing (mask 0) and keeps the row's id."""
+    example = self._example(record, self._zero_clip(media))
+    return {k: v if k == "id" else np.zeros_like(v) for k, v in example.items()}
+
+  def examples(self, split: str, media: Media, *, on_bad_clip: Literal["error", "skip"] = "error",
+               cache: ClipCache | None = None) -> "Source":
+    """Random access to the examples of a split; `cache` defaults to the one that all datasets share."""
+    return Source(self, split, media, on_bad_clip=on_bad_clip, cache=SHARED_CACHE if cache is None else cache)
+
+  def coverage(self, split: str) -> dict[str, Any]:
+    """{"clips": number of distinct clips, "missing": those whose media files do not exist}."""
+    clips = {record.clip: record for record in self.records(split)}
+    missing = [clip for clip, record in clips.items() if not self.clip_files(record)]
+    return {"clips": len(clips), "missing": missing}
+
+
+class Source:
+  """The examples of one split: len(source), source[i]; thread-safe.
+
+  Attributes:
+    ids: the id of every row.
+    bad: (id, reason) of every row that was left out, when on_bad_clip is "skip".
+  """
+
+  def __init__(self, dataset: Dataset, split: str, media: Media, *, on_bad_clip: str,
+               cache: ClipCache) -> None:
+    if on_bad_clip not in ("error", "skip"):
+      raise DataError(f"on_bad_clip must be 'error' or 'skip', got {on_bad_clip!r}")
+    self.dataset, self.split, self.media, self.on_bad_clip = dataset, split, media, on_bad_clip
+    self.records = dataset.records(split)
+    self.ids = [record.id for record in self.records]
+    self._cache, self._lock = cache, threading.Lock()
+    self._bad: dict[int, tuple[str, str]] = {}
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  @property
+  def bad(self) -> list[tuple[str, str]]:
+    with self._lock:
+      return [self._bad[i] for i in sorted(self._bad)]
+
+  def __getitem__(self, index: int) -> Example:
+    """Example of row `index`; raises MediaError, or gives zeros with mask 0 if on_bad_clip is "skip"."""
+    record = self.records[index]
+    if index in self._bad:
+      return self.dataset.zeros(record, self.media)
+    try:
+      return self.dataset._example(record, self._clip(record))
+    except MediaError as error:
+      if self.on_bad_clip == "error":
+        raise
+      with self._lock:
+        self._bad[index] = (record.id, str(error))
+      return self.dataset.zeros(record, self.media)
+
+  def _clip(self, record: Record) -> Example:
+    key = (type(self.dataset).__name__, self.dataset.root, self.dataset.clip_key(record), self.media)
+    clip = self._cache.get(key)
+    if clip is None:
+      clip = self.dataset.decode_clip(record, self.media)
+      for array in clip.values():
+        array.setflags(write=False)  # it will be handed out again
+      self._cache.put(key, clip)
+    return clip
+
+
+def read_lines(path: Path) -> list[str]:
+  """Lines of a text file without line ends; raises DataError if it is not text."""
+  try:
+    return path.read_text(encoding="utf-8-sig").splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); {FETCH}") from error
+
+
+def named_splits(paths: Sequence[Path], pattern: re.Pattern[str]) -> dict[str, Path]:
+  """Split name (group 1 of the compiled pattern) -> file, in the usual order of splits."""
+  found = {m.group(1): p for p in paths if (m := pattern.fullmatch(p.name))}
+  return {split: found[split] for split in order_splits(found)}

@@ -1,0 +1,292 @@
+"""Decoding of mp4, wav, npy, jpg and png files into numpy.
+
+Whatever goes wrong with a file becomes a MediaError that names it, the reason and the mend.
+"""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+import soxr
+from PIL import Image
+
+from data_pipelines import transforms
+from data_pipelines.schema import Media, MediaError
+
+AGAIN = "fetch or make this file again, or let on_bad_clip='skip' leave it out"
+# A stream may end this much before what its header promises (rounding, encoder delay); more means a cut file.
+SLACK_S = 1.0
+# DG-SCT and PHP store waves at this rate; an .npy file has no header that could tell it.
+NPY_RATE_HZ = 32000
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """One decoded clip: visual uint8 [T, H, W, 3], audio int16 [T, S], duration_s of the file."""
+  visual: np.ndarray
+  audio: np.ndarray
+  duration_s: float
+
+
+@contextlib.contextmanager
+def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
+  """Opens a file for decoding; every failure inside the block becomes a MediaError."""
+  if not Path(path).is_file():
+    raise MediaError(path, "no such file", AGAIN)
+  try:
+    with av.open(str(path)) as container:
+      yield container
+  except av.error.FFmpegError as error:
+    raise MediaError(path, f"cannot be decoded ({error.strerror})", AGAIN) from error
+
+
+def _stream(container: av.container.InputContainer, kind: str, path: Path | str) -> av.stream.Stream:
+  """The first video or audio stream, set to decode on the calling thread."""
+  streams = getattr(container.streams, kind)
+  if not streams:
+    raise MediaError(path, f"has no {kind} track", f"a clip needs one: {AGAIN}")
+  # The loader's threads already fill the cores, and small clips lose more to thread start than they gain.
+  streams[0].codec_context.thread_count = 1
+  return streams[0]
+
+
+def _duration_s(container: av.container.InputContainer) -> float:
+  """Length of the file; read off the packets where the header does not say it."""
+  if container.duration:
+    return container.duration / av.time_base
+  ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in container.demux() if p.pts is not None]
+  container.seek(0)
+  return max(ends, default=0.0)
+
+
+def _length_s(stream: av.stream.Stream, otherwise: float) -> float:
+  """Length of one stream by its header."""
+  return float(stream.duration * stream.time_base) if stream.duration else otherwise
+
+
+class _NearestFrames:
+  """Picks from passing frames the one nearest to each wanted time (a tie goes to the earlier frame)."""
+
+  def __init__(self, times: Sequence[float]) -> None:
+    self.times, self.frames = times, []
+    self.last, self.last_time = None, -np.inf
+
+  @property
+  def done(self) -> bool:
+    return len(self.frames) == len(self.times)
+
+  def add(self, frame: av.VideoFrame, time: float) -> None:
+    while not self.done and time >= (wanted := self.times[len(self.frames)]) - 1e-6:
+      earlier = self.last is not None and wanted - self.last_time <= time - wanted + 1e-6
+      self.frames.append(self.last if earlier else frame)
+    self.last, self.last_time = frame, time
+
+  def finish(self) -> list[av.VideoFrame]:
+    """All wanted frames; the last frame stays on screen after the end of the video."""
+    return self.frames + [self.last] * (len(self.times) - len(self.frames))
+
+
+class _Samples:
+  """Collects audio frames as one mono wave that begins at the start of the clip."""
+
+  def __init__(self) -> None:
+    self.pieces: list[np.ndarray] = []
+    self.rate_hz, self.start_s, self.count = 0, 0.0, 0
+
+  @property
+  def end_s(self) -> float:
+    return self.start_s + self.count / self.rate_hz if self.rate_hz else 0.0
+
+  def add(self, frame: av.AudioFrame, time: float) -> None:
+    if not self.rate_hz:
+      self.rate_hz, self.start_s = frame.sample_rate, time
+    piece = _mono(frame)
+    self.pieces.append(piece)
+    self.count += len(piece)
+
+  def wave(self, rate_hz: int) -> np.ndarray:
+    """float32 [n] at rate_hz; sample 0 is the start of the clip, whenever the audio itself begins."""
+    wave = np.concatenate(self.pieces)
+    lead = round(self.start_s * self.rate_hz)
+    wave = np.pad(wave, (lead, 0)) if lead > 0 else wave[-lead:]
+    return resample(wave, self.rate_hz, rate_hz)
+
+
+def _mono(frame: av.AudioFrame) -> np.ndarray:
+  """Samples of one frame, float32 [n] in [-1, 1], channels averaged."""
+  channels = frame.layout.nb_channels
+  if frame.format.name == "fltp" and channels == 1:  # mono AAC: half the time of to_ndarray
+    return np.frombuffer(frame.planes[0], np.float32, frame.samples)
+  x = frame.to_ndarray()
+  if not frame.format.is_planar and channels > 1:
+    x = x.reshape(-1, channels).T
+  if x.dtype.kind == "u":  # 8-bit wav: 128 is silence
+    x = (x.astype(np.float32) - 128) / 128
+  elif x.dtype.kind == "i":
+    x = x.astype(np.float32) / -float(np.iinfo(x.dtype).min)
+  return x[0] if channels == 1 else x.mean(0, dtype=np.float32)
+
+
+def resample(wave: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+  """float32 [n] -> float32 [n * to_hz / from_hz] by soxr at high quality (librosa's default)."""
+  return wave if from_hz == to_hz else soxr.resample(wave, from_hz, to_hz)
+
+
+def _check_end(path: Path | str, kind: str, end_s: float, promised_s: float, wanted_s: float) -> None:
+  if end_s + SLACK_S < min(promised_s, wanted_s):
+    raise MediaError(path, f"is cut off: its {kind} ends at {end_s:.1f} s of {promised_s:.1f} s", AGAIN)
+
+
+def _convert(frames: list[av.VideoFrame], size: int) -> np.ndarray:
+  """Decoded frames -> uint8 [T, size, size, 3]; a frame shown twice is converted once."""
+  images = {id(frame): Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in frames}
+  images = {key: transforms.resize_image(image, size) for key, image in images.items()}
+  return np.stack([images[id(frame)] for frame in frames])
+
+
+def _decode(container: av.container.InputContainer, streams: Sequence[av.stream.Stream],
+            nearest: _NearestFrames, samples: _Samples, audio_until_s: float) -> None:
+  """Feeds both collectors in one pass over the file and stops when they have what they want."""
+  origin = (container.start_time or 0) / av.time_base
+  for frame in container.decode(streams):
+    if isinstance(frame, av.VideoFrame):
+      nearest.add(frame, _time(frame, nearest.last_time) - origin)
+    elif samples.end_s < audio_until_s:
+      samples.add(frame, _time(frame, samples.end_s) - origin)
+    if nearest.done and samples.end_s >= audio_until_s:
+      return
+
+
+def _time(frame: av.frame.Frame, otherwise: float) -> float:
+  return frame.time if frame.time is not None else max(otherwise, 0.0)
+
+
+def decode_clip(path: Path | str, media: Media, seconds: int, *, spread: bool = False) -> Clip:
+  """Decodes T seconds of a video file with sound.
+
+  Args:
+    path: mp4 or any container that FFmpeg reads.
+    media: image size and sample rate of the result.
+    seconds: T.
+    spread: show T seconds spread over a longer clip (MUSIC-AVQA) instead of the first T.
+
+  Returns:
+    Clip: for each second the frame nearest to its middle and its samples; a shorter clip holds its last frame
+      and is
+    silent after its end.
+
+  Raises:
+    MediaError: missing or broken file, no video or no audio track, a file that ends long before its stated
+      length.
+  """
+  with _opened(path) as container:
+    streams = [_stream(container, kind, path) for kind in ("video", "audio")]
+    duration = _duration_s(container)
+    starts = transforms.pick_seconds(duration, seconds, spread=spread)
+    nearest, samples = _NearestFrames(starts + 0.5), _Samples()
+    _decode(container, streams, nearest, samples, float(starts[-1] + 1))
+    promised = [_length_s(stream, duration) for stream in streams]
+    if nearest.last is None or not samples.count:
+      raise MediaError(path, f"its {'video' if nearest.last is None else 'audio'} track is empty", AGAIN)
+    _check_end(path, "video", nearest.last_time, promised[0], float(starts[-1] + 0.5))
+    _check_end(path, "audio", samples.end_s, promised[1], float(starts[-1] + 1))
+    visual = _convert(nearest.finish(), media.image_size)
+  wave = samples.wave(media.sample_rate_hz)
+  return Clip(visual, transforms.cut_seconds(wave, media.sample_rate_hz, starts), duration)
+
+
+def decode_video(path: Path | str, times: Sequence[float], image_size: int) -> tuple[np.ndarray, float]:
+  """Frames nearest to `times` (rising, in seconds) -> uint8 [len(times), H, W, 3] and the file's duration in
+  seconds.
+
+  Raises:
+    MediaError: as `decode_clip`; the file needs no audio here.
+  """
+  with _opened(path) as container:
+    stream = _stream(container, "video", path)
+    duration = _duration_s(container)
+    nearest = _NearestFrames(times)
+    _decode(container, [stream], nearest, _Samples(), 0.0)
+    if nearest.last is None:
+      raise MediaError(path, "its video track is empty", AGAIN)
+    _check_end(path, "video", nearest.last_time, _length_s(stream, duration), float(times[-1]))
+    return _convert(nearest.finish(), image_size), duration
+
+
+def decode_audio(path: Path | str, sample_rate_hz: int) -> np.ndarray:
+  """All sound of a media file (mp4, wav, flac, mp3 ...) -> float32 [n] in [-1, 1], mono.
+
+  Raises:
+    MediaError: missing or broken file, no audio track or an empty one.
+  """
+  with _opened(path) as container:
+    stream = _stream(container, "audio", path)
+    promised = _length_s(stream, 0.0)
+    samples = _Samples()
+    _decode(container, [stream], _NearestFrames([]), samples, np.inf)
+    if not samples.count:
+      raise MediaError(path, "its audio track is empty", AGAIN)
+    _check_end(path, "audio", samples.end_s, promised, np.inf)
+  return samples.wave(sample_rate_hz)
+
+
+def read_npy_wave(path: Path | str, sample_rate_hz: int) -> np.ndarray:
+  """`wave/<id>.npy` of DG-SCT and PHP, 32 kHz and any number type -> float32 [n] in [-1, 1].
+
+  Raises:
+    MediaError: missing or broken file, or one that holds anything but numbers (pickles are never opened).
+  """
+  try:
+    wave = np.load(path, allow_pickle=False).reshape(-1)
+  except (OSError, ValueError, EOFError) as error:
+    raise MediaError(path, f"cannot be read as an array ({error})".replace("\n", " "), AGAIN) from error
+  if not wave.size or wave.dtype.kind not in "fiu":
+    raise MediaError(path, f"holds {wave.size} values of type {wave.dtype}, not samples", AGAIN)
+  whole = wave.dtype.kind in "iu"
+  wave = wave.astype(np.float32)
+  # int16 samples are sometimes stored as floats; true float audio does not get anywhere near 2.
+  return resample(wave / 32768 if whole or np.abs(wave).max() > 2 else wave, NPY_RATE_HZ, sample_rate_hz)
+
+
+def read_image(path: Path | str, image_size: int) -> np.ndarray:
+  """jpg or png -> uint8 [H, W, 3], bicubic; raises MediaError."""
+  return transforms.resize_image(_load_image(path), image_size)
+
+
+def read_mask(path: Path | str, image_size: int) -> np.ndarray:
+  """Mask png (1-bit, palette, grey, colour) -> uint8 [H, W] in {0, 1}, nearest pixel; raises MediaError."""
+  image = _load_image(path)
+  if image.mode in ("LA", "RGBA", "PA"):
+    image = image.convert("RGB")  # opaque alpha would read as foreground
+  return transforms.resize_mask(transforms.binarise(np.asarray(image)), image_size)
+
+
+def _load_image(path: Path | str) -> Image.Image:
+  try:
+    with Image.open(path) as image:
+      image.load()
+      return image
+  except FileNotFoundError as error:
+    raise MediaError(path, "no such file", AGAIN) from error
+  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    raise MediaError(path, f"cannot be decoded as a picture ({error})".replace("\n", " "), AGAIN) from error
+
+
+def read_frames(folder: Path, image_size: int, seconds: int) -> np.ndarray:
+  """A folder of numbered jpg or png frames -> uint8 [T, H, W, 3], T of them spread evenly over the folder.
+
+  Raises:
+    MediaError: no folder, no pictures in it, or a broken picture.
+  """
+  found = folder.iterdir() if folder.is_dir() else ()
+  paths = [p for p in found if p.suffix.lower() in (".jpg", ".jpeg", ".png")]
+  if not paths:
+    raise MediaError(folder, "holds no frames (jpg or png)", AGAIN)
+  paths.sort(key=lambda p: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", p.name)])
+  chosen = transforms.pick_files(len(paths), seconds)
+  pictures = {i: read_image(paths[i], image_size) for i in sorted(set(chosen))}
+  return np.stack([pictures[i] for i in chosen])

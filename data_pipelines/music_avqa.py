@@ -1,0 +1,163 @@
+"""MUSIC-AVQA, questions about music clips (Li et al., CVPR 2022): 14 question words in, one of 42 answers
+out.
+
+Files: `avqa-<split>.json`, a list of objects {video_id, question_id, type, question_content, templ_values,
+  anser}, of
+which `type` and `templ_values` are lists written as strings; `video/<video_id>.mp4`.
+"""
+
+import ast
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipelines.base import ClipLayout, Dataset, named_splits
+from data_pipelines.schema import FETCH, QUESTION_TYPES, DataError, Example, Record, index_of
+
+PAD = "<pad>"
+QUESTION_LENGTH = 14
+# Order of first appearance over the train questions, as in the vocabularies published with DG-SCT: it fixes
+# the label ids of existing checkpoints, and must not depend on having the train file.
+WORDS = (
+  "<pad>", "How", "many", "instruments", "are", "sounding", "in", "the", "video", "What", "kind", "of",
+  "instrument", "is", "leftest", "musical", "it", "did", "not", "sound", "from", "beginning", "to", "end",
+  "Is", "on", "left", "louder", "than", "right", "guzheng", "types", "accordion", "always", "playing",
+  "clarinet", "there", "a", "voiceover", "this", "cello", "violin", "flute", "pipa", "piano", "Which",
+  "that", "sounds", "at", "same", "time", "as", "acoustic_guitar", "Where", "first", "electric_bass",
+  "drum", "more", "rhythmic", "ukulele", "banjo", "saxophone", "trumpet", "erhu", "middle", "congas",
+  "entire", "tuba", "bagpipe", "loudest", "comes", "xylophone", "bassoon", "suona", "second", "appeared",
+  "performance", "rightest", "coming", "third", "last", "Are", "and", "makes", "before", "after", "lowest",
+  "fourth", "longer", "fifth", "were", "heard", "throughout",
+)
+ANSWERS = (
+  "two", "cello", "congas", "zero", "no", "pipa", "six", "yes", "one", "four", "three", "seven", "five",
+  "ukulele", "right", "piano", "left", "accordion", "clarinet", "guzheng", "more than ten", "nine", "indoor",
+  "saxophone", "drum", "violin", "middle", "outdoor", "bagpipe", "bassoon", "acoustic_guitar", "banjo",
+  "electric_bass", "ten", "eight", "flute", "simultaneously", "trumpet", "erhu", "xylophone", "tuba",
+  "suona",
+)
+_SPLIT_FILE = re.compile(r"avqa-(\w+)\.json")
+_TYPES = index_of(QUESTION_TYPES)
+_REQUIRED = ("video_id", "question_id", "type", "question_content", "templ_values", "anser")
+
+
+@dataclasses.dataclass(frozen=True)
+class Question(Record):
+  """A question in words, its tokens (unpadded), the answer and the type as indices."""
+  text: str
+  tokens: tuple[int, ...]
+  answer: int
+  type: int
+
+
+class MusicAVQA(Dataset):
+  """Examples add question int32 [14] (0 = padding), label int32 () and type int32 () (index into
+  QUESTION_TYPES).
+
+  Attributes:
+    vocabulary: {"words": [...], "answers": [...]}, the root's vocabulary.json or the official lists.
+    classes: the answers.
+  """
+  folders = ("MUSIC-AVQA", "AVQA")
+  label_files = ("avqa-*.json", "json/avqa-*.json", "data/json/avqa-*.json", "labels/json/avqa-*.json")
+  layout = ClipLayout(video=("video", "", "videos"), frames=("frames",), wave=("wave", "audio_wave", "audio"))
+  spread = True
+
+  def __init__(self, root: Path | str) -> None:
+    super().__init__(root)
+    self.vocabulary = self._read_vocabulary()
+    self.classes = tuple(self.vocabulary["answers"])
+    self._words, self._answers = index_of(tuple(self.vocabulary["words"])), index_of(self.classes)
+    self._files = named_splits(self._labels(self.root), _SPLIT_FILE)
+
+  def _read_vocabulary(self) -> dict[str, list[str]]:
+    if not (path := self._find("vocabulary.json")):
+      return {"words": list(WORDS), "answers": list(ANSWERS)}
+    found = _load_json(path)
+    lists = [found.get(key) for key in ("words", "answers")] if isinstance(found, dict) else []
+    if not lists or not all(isinstance(x, list) and x and len(set(x)) == len(x) for x in lists):
+      raise DataError(f'{path}: expected {{"words": [...], "answers": [...]}}, each name once')
+    if lists[0][0] != PAD:
+      raise DataError(f"{path}: the first of the words must be {PAD!r}, it is the padding")
+    return {"words": lists[0], "answers": lists[1]}
+
+  def splits(self) -> tuple[str, ...]:
+    return tuple(self._files)
+
+  def _read(self, split: str) -> list[Question]:
+    path = self._files[split]
+    rows = _load_json(path)
+    if not isinstance(rows, list):
+      raise DataError(f"{path}: expected a list of questions; {FETCH}")
+    return [self._row(row, f"{path}: question {i + 1}") for i, row in enumerate(rows)]
+
+  def _row(self, row: dict[str, Any], where: str) -> Question:
+    if missing := [key for key in _REQUIRED if not isinstance(row, dict) or key not in row]:
+      raise DataError(f"{where}: no field {', '.join(missing)}; {FETCH}")
+    where = f"{where} (question_id {row['question_id']})"
+    kind = tuple(_parse_list(row["type"], where))
+    if kind not in _TYPES:
+      raise DataError(f"{where}: unknown question type {row['type']}; the benchmark has nine")
+    if row["anser"] not in self._answers:
+      raise DataError(f"{where}: answer {row['anser']!r} is not in the vocabulary; add it to vocabulary.json")
+    words = question_words(row["question_content"], _parse_list(row["templ_values"], where), where)
+    return Question(f"{row['video_id']}/{row['question_id']}", str(row["video_id"]), " ".join(words) + "?",
+                    self.tokens(words, where), self._answers[row["anser"]], _TYPES[kind])
+
+  def tokens(self, words: list[str], where: str = "question") -> tuple[int, ...]:
+    """Words of a question -> their indices; raises DataError naming a word outside the vocabulary."""
+    for word in words:
+      if word not in self._words:
+        raise DataError(f"{where}: word {word!r} is not in the vocabulary; add it to vocabulary.json")
+    if len(words) > QUESTION_LENGTH:
+      raise DataError(f"{where}: {len(words)} words, a question has at most {QUESTION_LENGTH}")
+    return tuple(self._words[word] for word in words)
+
+  def encode(self, question: str) -> np.ndarray:
+    """A question as asked, e.g. "Is the violin in the video always playing?" -> int32 [14] or DataError."""
+    return _padded(self.tokens(question_words(question, [], repr(question)), repr(question)))
+
+  def labels(self, record: Question) -> Example:
+    return {"question": _padded(record.tokens), "label": np.int32(record.answer),
+            "type": np.int32(record.type)}
+
+
+def question_words(content: str, values: list[str], where: str) -> list[str]:
+  """The words of a question without its mark, every slot such as `<Object>` filled by the next of `values`.
+
+  Raises:
+    DataError: the numbers of slots and values differ.
+  """
+  words = content.rstrip().rstrip("?\uff1f").split()  # one template ends in a full-width mark
+  slots = sum("<" in word for word in words)
+  if slots != len(values):
+    raise DataError(f"{where}: {slots} slots in {content!r} but {len(values)} templ_values; {FETCH}")
+  filling = iter(values)
+  return [next(filling) if "<" in word else word for word in words]
+
+
+def _padded(tokens: tuple[int, ...]) -> np.ndarray:
+  return np.array(tokens + (0,) * (QUESTION_LENGTH - len(tokens)), np.int32)
+
+
+def _parse_list(text: Any, where: str) -> list[Any]:
+  """A list written as a string, in JSON or Python spelling; nothing in it is ever run."""
+  for parse in (json.loads, ast.literal_eval):
+    try:
+      value = parse(text) if isinstance(text, str) else text
+    except (ValueError, SyntaxError):
+      continue
+    if isinstance(value, list):
+      return value
+  raise DataError(f"{where}: {text!r} is not a list; {FETCH}")
+
+
+def _load_json(path: Path) -> Any:
+  try:
+    return json.loads(path.read_text(encoding="utf-8-sig"))
+  except (OSError, ValueError) as error:
+    raise DataError(f"{path}: cannot be read as JSON ({error}); {FETCH}") from error

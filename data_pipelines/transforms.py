@@ -1,0 +1,64 @@
+"""Small pure functions on decoded media: which seconds, resizing, int16 audio, masks."""
+
+import numpy as np
+from PIL import Image
+
+
+def pick_seconds(available: float, seconds: int, *, spread: bool) -> np.ndarray:
+  """Which seconds of a clip an example shows -> int64 [T], the start of each in seconds.
+
+  Without `spread` they are 0..T-1, because labels are given per second from the start of the clip. With it, a
+  longer clip gives T seconds evenly spread over its whole length, truncated to whole seconds: the linspace
+  rule that DG-SCT applies to MUSIC-AVQA's 60 s clips, so that mp4 files and one-per-second frame folders show
+  the same seconds.
+  """
+  whole = round(available)
+  if not spread or whole <= seconds:
+    return np.arange(seconds)
+  return np.linspace(0, whole - 1, seconds).astype(np.int64)
+
+
+def pick_files(count: int, wanted: int) -> np.ndarray:
+  """Which of `count` frame files stand for `wanted` seconds -> int64 [wanted] (DG-SCT: cut linspace)."""
+  return np.linspace(0, count - 1, wanted).astype(np.int64)
+
+
+def resize_image(image: Image.Image, size: int) -> np.ndarray:
+  """Any Pillow image -> uint8 [size, size, 3]: bicubic, aspect ratio not kept (DG-SCT, PHP)."""
+  rgb = image if image.mode == "RGB" else image.convert("RGB")
+  if rgb.size != (size, size):
+    rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
+  return np.asarray(rgb, np.uint8)
+
+
+def binarise(mask: np.ndarray) -> np.ndarray:
+  """Stored mask [H, W] or [H, W, C] -> uint8 [H, W] in {0, 1}: above half of the largest value in the file.
+
+  Masks are found as 1-bit, as 0/1, as 0/255 and as palette indices; relative to the file's own maximum they
+  all agree.
+  """
+  values = mask.max(-1) if mask.ndim == 3 else mask
+  values = values.astype(np.float32)
+  return (values > 0.5 * values.max()).astype(np.uint8) if values.size and values.max() > 0 else np.zeros(
+    values.shape, np.uint8)
+
+
+def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
+  """uint8 [H, W] -> uint8 [size, size], nearest neighbour, so that no new values appear."""
+  if mask.shape == (size, size):
+    return mask
+  return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST), np.uint8)
+
+
+def to_int16(wave: np.ndarray) -> np.ndarray:
+  """Float samples in [-1, 1] -> int16 of the same shape; louder samples are clipped."""
+  return np.clip(np.rint(wave * 32768.0), -32768, 32767).astype(np.int16)
+
+
+def cut_seconds(wave: np.ndarray, rate_hz: int, starts: np.ndarray) -> np.ndarray:
+  """float32 [n] -> int16 [T, rate_hz]: the second that begins at each of `starts`, zeros beyond the end."""
+  out = np.zeros((len(starts), rate_hz), np.int16)
+  for row, start in zip(out, starts, strict=True):
+    piece = wave[start * rate_hz:(start + 1) * rate_hz]
+    row[:len(piece)] = to_int16(piece)
+  return out
