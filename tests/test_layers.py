@@ -148,7 +148,7 @@ def test_a_crossing_is_found(tmp_path, file, text):
 
 
 def test_what_is_allowed_passes(tmp_path):
-  _write(tmp_path, "phpjax/train.py", "import jax\nfrom data_pipelines import loader\nfrom phpjax import model")
+  _write(tmp_path, "phpjax/train.py", "import jax\nfrom data_pipelines import ave\nfrom phpjax import model")
   _write(tmp_path, "phpjax/methods/php.py", "from .prompts import Prefix\nfrom phpjax.methods import base")
   _write(tmp_path, "phpjax/optimizer.py", "import optax\nfrom phpjax.partition import labels")
   _write(tmp_path, "phpjax/convert.py", "import torch\nfrom phpjax import encoders")
