@@ -1,1 +1,1 @@
-"""The embedded default data: real public-domain pictures and CC0 sounds composed into scenes with exact truth."""
+"""The embedded default: real public-domain pictures and CC0 sounds composed into scenes with exact truth."""

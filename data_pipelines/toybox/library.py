@@ -1,14 +1,16 @@
 """The embedded pictures, sounds and backgrounds (public domain and CC0, see media/README.md) as arrays.
 
-The manifest splits `train` and `val` together are the KNOWN objects, used by the train, val and test scenes and by
-pretraining; its split `test` holds the UNSEEN ones, used by the `unseen` sets only.
+The manifest splits `train` and `val` together are the KNOWN objects, used by the train, val and test scenes and
+by pretraining; its split `test` holds the UNSEEN ones, used by the `unseen` sets only.
 """
 
 import dataclasses
 import hashlib
 import io
 import json
+from collections.abc import Callable, Hashable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -72,7 +74,7 @@ class Library:
   sounds: dict[str, list[Sound]]
   backgrounds: list[np.ndarray]
   background_names: list[str]
-  cache: dict[tuple, np.ndarray] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+  cache: dict[tuple, Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
   sprites: dict[tuple, np.ndarray] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
   def sprite(self, class_id: str, picture: int, side: int, flip: bool) -> np.ndarray:
@@ -87,14 +89,21 @@ class Library:
     return found
 
   def pieces(self, class_id: str, sound: int, repeats: int) -> np.ndarray:
-    """The seconds of a sound -> float32 [pieces, 32000] of equal RMS; `repeats` strokes within each second."""
+    """The seconds of a sound -> float32 [pieces, 32000] of equal RMS, each of `repeats` equal strokes."""
     key = ("pieces", class_id, sound, repeats)
     if key not in self.cache:
       self.cache[key] = _pieces(self.sounds[class_id][sound].wave, repeats)
     return self.cache[key]
 
+  def last(self, name: str, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """What `make` gave for the latest `key`: one slot per name, as the frames of a clip share a backdrop."""
+    found = self.cache.get((name,))
+    if found is None or found[0] != key:
+      self.cache[(name,)] = found = (key, make())
+    return found[1]
+
   def noise(self) -> np.ndarray:
-    """Four seconds of unit white noise, float32 [128000]: scenes take their noise floor from a window of it."""
+    """Four seconds of unit white noise, float32 [128000]; a scene's noise floor is a window of it."""
     key = ("noise",)
     if key not in self.cache:
       self.cache[key] = np.random.default_rng(0).standard_normal(4 * SAMPLE_RATE_HZ, dtype=np.float32)
@@ -132,7 +141,9 @@ def load_library(splits: tuple[str, ...] = KNOWN, media_dir: Path = MEDIA_DIR) -
     label={info["id"]: _without_article(info["noun"]) for info in infos},
     pictures={info["id"]: [] for info in infos},
     sounds={info["id"]: [] for info in infos},
-    backgrounds=[], background_names=[])
+    backgrounds=[],
+    background_names=[],
+  )
   for entry in manifest["files"]:
     if entry["split"] not in splits:
       continue
@@ -169,7 +180,7 @@ def _decode(content: bytes, seconds: float) -> np.ndarray:
   wave = np.concatenate([frame.reshape(-1) for frame in frames])
   if wave.dtype.kind == "i":
     wave = wave.astype(np.float32) / np.iinfo(wave.dtype).max
-  return wave.astype(np.float32)[:round(seconds * SAMPLE_RATE_HZ)]
+  return wave.astype(np.float32)[: round(seconds * SAMPLE_RATE_HZ)]
 
 
 def _sprite(rgba: np.ndarray, side: int, flip: bool) -> np.ndarray:
@@ -179,8 +190,13 @@ def _sprite(rgba: np.ndarray, side: int, flip: bool) -> np.ndarray:
   size = (max(1, round(width * scale)), max(1, round(height * scale)))
   alpha = rgba[..., 3:].astype(np.float32)
   planes = np.concatenate([rgba[..., :3] * (alpha / 255), alpha], axis=-1)
-  resized = np.stack([np.asarray(Image.fromarray(np.ascontiguousarray(planes[..., c])).resize(size, Image.BICUBIC))
-                      for c in range(4)], axis=-1)
+  resized = np.stack(
+    [
+      np.asarray(Image.fromarray(np.ascontiguousarray(planes[..., c])).resize(size, Image.BICUBIC))
+      for c in range(4)
+    ],
+    axis=-1,
+  )
   # Bicubic overshoots: colour may be neither negative nor brighter than its own alpha allows.
   resized[..., 3] = np.clip(resized[..., 3], 0, 255)
   resized[..., :3] = np.clip(resized[..., :3], 0, resized[..., 3:])
@@ -196,16 +212,16 @@ def _pieces(wave: np.ndarray, repeats: int) -> np.ndarray:
   pieces = []
   for i in range(count):
     strokes = np.zeros((repeats, stroke), np.float32)
-    source = wave[i * rate:i * rate + stroke]
-    strokes[:, :len(source)] = source
+    source = wave[i * rate : i * rate + stroke]
+    strokes[:, : len(source)] = source
     strokes[:, -FADE_SAMPLES:] *= np.linspace(1, 0, FADE_SAMPLES, dtype=np.float32)
     piece = np.zeros(rate, np.float32)
-    piece[:repeats * stroke] = strokes.reshape(-1)
+    piece[: repeats * stroke] = strokes.reshape(-1)
     if i:
       piece[:FADE_SAMPLES] *= np.linspace(0, 1, FADE_SAMPLES, dtype=np.float32)
     pieces.append(piece)
-  rms = np.array([np.sqrt(np.mean(piece ** 2)) for piece in pieces])
+  rms = np.array([np.sqrt(np.mean(piece**2)) for piece in pieces])
   loud = [piece for piece, value in zip(pieces, rms, strict=True) if value >= QUIET_SHARE * rms.max()]
   stack = np.stack(loud)
-  gain = PIECE_RMS / np.sqrt(np.mean(stack ** 2, axis=1, keepdims=True))
+  gain = PIECE_RMS / np.sqrt(np.mean(stack**2, axis=1, keepdims=True))
   return (stack * np.minimum(gain, PIECE_PEAK / np.abs(stack).max(axis=1, keepdims=True))).astype(np.float32)

@@ -12,13 +12,15 @@ from data_pipelines.toybox.library import SAMPLE_RATE_HZ, Library
 if TYPE_CHECKING:
   from data_pipelines.toybox.scene import Backdrop, Scene, Track, Voice
 
-# Alpha from which a pixel belongs to an object: soft shadows and glass are near or below it (media/README.md).
+# Alpha from which a pixel belongs to an object: soft shadows and glass are near or below it (media README).
 MASK_ALPHA = 128
 # Up to this level the mixture is left as it is; above it bends towards 1.
 CLIP_KNEE = 0.6
 
 
-def render_frame(scene: Scene, library: Library, t_seconds: float, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
+def render_frame(
+  scene: Scene, library: Library, t_seconds: float, size: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
   """Paints one frame.
 
   Args:
@@ -26,12 +28,14 @@ def render_frame(scene: Scene, library: Library, t_seconds: float, size: int) ->
     size: height and width of the frame in pixels.
 
   Returns:
-    rgb uint8 [size, size, 3] and, per object, the alpha uint8 [size, size] of its visible part (times what nearer
-    objects let through); all zero in seconds in which the object is not visible.
+    rgb uint8 [size, size, 3] and, per object, the alpha uint8 [size, size] of its visible part (times what
+    nearer objects let through); all zero in seconds in which the object is not visible.
   """
   if not 0 <= t_seconds < scene.seconds:
     raise ValueError(f"t_seconds {t_seconds} is outside [0, {scene.seconds})")
-  rgb = render_backdrop(scene.backdrop, library, size)
+  rgb = library.last(
+    "backdrop", (scene.backdrop, size), lambda: render_backdrop(scene.backdrop, library, size)
+  ).copy()
   alphas = [np.zeros((size, size), np.uint8) for _ in scene.objects]
   for i, track in enumerate(scene.objects):
     if not track.visible[int(t_seconds)]:
@@ -64,7 +68,9 @@ def render_backdrop(backdrop: Backdrop, library: Library, size: int) -> np.ndarr
   image = image.resize((size, size), Image.BILINEAR, box=(left, top, left + side, top + side))
   if backdrop.flip:
     image = image.transpose(Image.FLIP_LEFT_RIGHT)
-  levels = np.arange(256, dtype=np.float32)[None] * np.asarray(backdrop.gain, np.float32)[:, None] + backdrop.bias
+  levels = (
+    np.arange(256, dtype=np.float32)[None] * np.asarray(backdrop.gain, np.float32)[:, None] + backdrop.bias
+  )
   table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
   return np.array(image.point(table.reshape(-1).tolist()))
 
@@ -72,7 +78,7 @@ def render_backdrop(backdrop: Backdrop, library: Library, size: int) -> np.ndarr
 def render_second(scene: Scene, library: Library, t: int) -> np.ndarray:
   """The mixture of second `t` -> float32 [32000] in (-1, 1)."""
   start = (scene.noise_start + 7919 * t) % (3 * SAMPLE_RATE_HZ)
-  wave = library.noise()[start:start + SAMPLE_RATE_HZ] * np.float32(scene.noise_gain)
+  wave = library.noise()[start : start + SAMPLE_RATE_HZ] * np.float32(scene.noise_gain)
   for voice in scene.voices:
     if voice.sounding[t]:
       pieces = library.pieces(voice.class_id, voice.sound, voice.repeats)
@@ -86,12 +92,14 @@ def render_audio(scene: Scene, library: Library) -> np.ndarray:
 
 
 def soft_clip(wave: np.ndarray) -> np.ndarray:
-  """Leaves |x| <= 0.6 alone and bends the rest smoothly below 1; changes `wave` [n] in place and returns it."""
+  """Leaves |x| <= 0.6 alone, bends the rest smoothly below 1; changes `wave` [n] in place, returns it."""
   loud = np.abs(wave) > CLIP_KNEE
   if loud.any():
     room = 1 - CLIP_KNEE
     high = wave[loud]
-    wave[loud] = np.sign(high) * (CLIP_KNEE + room * np.tanh((np.abs(high) - CLIP_KNEE) / room) * np.float32(0.999))
+    wave[loud] = np.sign(high) * (
+      CLIP_KNEE + room * np.tanh((np.abs(high) - CLIP_KNEE) / room) * np.float32(0.999)
+    )
   return wave
 
 
@@ -103,8 +111,9 @@ def _piece(voice: Voice, t: int, count: int) -> int:
   return (voice.phase + t - start) % count
 
 
-def _position(track: Track, library: Library, progress: float,
-              size: int) -> tuple[np.ndarray, tuple[slice, slice], tuple[slice, slice]]:
+def _position(
+  track: Track, library: Library, progress: float, size: int
+) -> tuple[np.ndarray, tuple[slice, slice], tuple[slice, slice]]:
   """Sprite, the slices of the frame it covers, and the slices of the sprite that lie inside the frame."""
   sprite = library.sprite(track.class_id, track.picture, max(2, round(track.scale * size)), track.flip)
   height, width = sprite.shape[:2]

@@ -1,7 +1,7 @@
 """Little audio-visual scenes with exact ground truth: what is where, what sounds when.
 
-A `Scene` holds numbers only; the pictures and sounds it points at live in the `Library` it was sampled for. Sampling
-is a pure function of the generator, rendering (`render.py`) a pure function of scene and library.
+A `Scene` holds numbers only; the pictures and sounds it points at live in the `Library` it was sampled for.
+Sampling is a pure function of the generator, rendering (`render.py`) a pure function of scene and library.
 """
 
 import dataclasses
@@ -11,8 +11,23 @@ import numpy as np
 from data_pipelines.toybox.library import Library
 from data_pipelines.toybox.render import render_audio, render_frame, render_second
 
-__all__ = ["Backdrop", "Difficulty", "Scene", "Track", "Voice", "max_overlap", "place", "render_audio", "render_frame",
-           "render_second", "sample_backdrop", "sample_runs", "sample_scene", "sample_track", "sample_voice"]
+__all__ = [
+  "Backdrop",
+  "Difficulty",
+  "Scene",
+  "Track",
+  "Voice",
+  "max_overlap",
+  "place",
+  "render_audio",
+  "render_frame",
+  "render_second",
+  "sample_backdrop",
+  "sample_runs",
+  "sample_scene",
+  "sample_track",
+  "sample_voice",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +53,7 @@ class Voice:
 
 @dataclasses.dataclass(frozen=True)
 class Track:
-  """One visible object: its centre moves from (x0, y0) to (x1, y1) over the whole scene, in fractions of the frame.
+  """One visible object: its centre moves from (x0, y0) to (x1, y1) over the scene, fractions of the frame.
 
   Attributes:
     class_id, picture: class and index into `library.pictures[class_id]`.
@@ -81,7 +96,7 @@ class Track:
 
 @dataclasses.dataclass(frozen=True)
 class Backdrop:
-  """A background: index into `library.backgrounds`, square crop (left, top, side, in pixels), mirror, RGB gain and bias."""
+  """Index into `library.backgrounds`, square crop (left, top, side, in its pixels), mirror, RGB gain, bias."""
 
   background: int
   crop: tuple[float, float, float]
@@ -92,7 +107,7 @@ class Backdrop:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """`objects` are painted in order (the last is in front); `off_screen` voices belong to no visible object."""
+  """`objects` are painted in order, the last in front; `off_screen` voices belong to no visible object."""
 
   seconds: int
   backdrop: Backdrop
@@ -139,8 +154,14 @@ class Difficulty:
   noise: tuple[float, float] = (0.001, 0.006)
 
 
-def sample_scene(rng: np.random.Generator, library: Library, *, seconds: int, num_objects: tuple[int, int] = (1, 3),
-                 **difficulty) -> Scene:
+def sample_scene(
+  rng: np.random.Generator,
+  library: Library,
+  *,
+  seconds: int,
+  num_objects: tuple[int, int] = (1, 3),
+  **difficulty,
+) -> Scene:
   """Draws a scene of objects of distinct classes.
 
   Args:
@@ -169,16 +190,28 @@ def sample_scene(rng: np.random.Generator, library: Library, *, seconds: int, nu
   return assemble(rng, library, settings, tracks, off_screen, seconds)
 
 
-def assemble(rng: np.random.Generator, library: Library, settings: Difficulty, tracks: list[Track],
-             off_screen: tuple[Voice, ...], seconds: int) -> Scene:
+def assemble(
+  rng: np.random.Generator,
+  library: Library,
+  settings: Difficulty,
+  tracks: list[Track],
+  off_screen: tuple[Voice, ...],
+  seconds: int,
+) -> Scene:
   """Places the tracks, adds backdrop and noise floor -> Scene."""
   low, high = settings.noise
-  return Scene(seconds, sample_backdrop(rng, library, settings.jitter), place(rng, tracks, settings), tuple(off_screen),
-               float(rng.uniform(low, high)), int(rng.integers(96000)))
+  return Scene(
+    seconds,
+    sample_backdrop(rng, library, settings.jitter),
+    place(rng, tracks, settings),
+    tuple(off_screen),
+    float(rng.uniform(low, high)),
+    int(rng.integers(96000)),
+  )
 
 
 def sample_runs(rng: np.random.Generator, seconds: int, active: float) -> tuple[bool, ...]:
-  """On and off in runs of about two seconds, on for a share `active` of the time; at least one second is on."""
+  """On and off in runs of some seconds, on for a share `active` of the time; at least one second is on."""
   stay = 0.6
   states = [bool(rng.random() < active)]
   for draw, fresh in rng.random((seconds - 1, 2)):
@@ -188,17 +221,30 @@ def sample_runs(rng: np.random.Generator, seconds: int, active: float) -> tuple[
   return tuple(states)
 
 
-def sample_voice(rng: np.random.Generator, library: Library, class_id: str, gain: tuple[float, float],
-                 sounding: tuple[bool, ...]) -> Voice:
+def sample_voice(
+  rng: np.random.Generator,
+  library: Library,
+  class_id: str,
+  gain: tuple[float, float],
+  sounding: tuple[bool, ...],
+) -> Voice:
   """A sound of the class with random loudness, strokes per second (short sounds are repeated) and phase."""
   sound = int(rng.integers(len(library.sounds[class_id])))
   length = len(library.sounds[class_id][sound].wave) / 32000
   choices = (2, 3, 4) if length < 0.5 else (1, 1, 1, 2, 3)
-  return Voice(class_id, sound, sounding, float(rng.uniform(*gain)), int(rng.choice(choices)), int(rng.integers(3)))
+  return Voice(
+    class_id, sound, sounding, float(rng.uniform(*gain)), int(rng.choice(choices)), int(rng.integers(3))
+  )
 
 
-def sample_track(rng: np.random.Generator, library: Library, class_id: str, settings: Difficulty,
-                 visible: tuple[bool, ...], voice: Voice | None) -> Track:
+def sample_track(
+  rng: np.random.Generator,
+  library: Library,
+  class_id: str,
+  settings: Difficulty,
+  visible: tuple[bool, ...],
+  voice: Voice | None,
+) -> Track:
   """A picture of the class at a random size; `place` gives it its path."""
   picture = int(rng.integers(len(library.pictures[class_id])))
   scale = float(rng.uniform(*settings.scale))
@@ -206,19 +252,24 @@ def sample_track(rng: np.random.Generator, library: Library, class_id: str, sett
 
 
 def sample_backdrop(rng: np.random.Generator, library: Library, jitter: float) -> Backdrop:
-  """A random square crop (85 to 100 % of the height) of a random background, mirrored half of the time, tinted."""
+  """A random square crop (85 to 100 % of the height) of a random background, tinted, mirrored half the time."""
   background = int(rng.integers(len(library.backgrounds)))
   height, width = library.backgrounds[background].shape[:2]
   across, down, zoom = rng.random(3)
   side = min(height, width) * (0.85 + 0.15 * zoom)
   gain = 1 + jitter * rng.uniform(-1, 1) + 0.5 * jitter * rng.uniform(-1, 1, 3)
   crop = (float(across * (width - side)), float(down * (height - side)), float(side))
-  return Backdrop(background, crop, bool(rng.random() < 0.5), tuple(float(g) for g in gain),
-                  float(60 * jitter * rng.uniform(-1, 1)))
+  return Backdrop(
+    background,
+    crop,
+    bool(rng.random() < 0.5),
+    tuple(float(g) for g in gain),
+    float(60 * jitter * rng.uniform(-1, 1)),
+  )
 
 
 def place(rng: np.random.Generator, tracks: list[Track], settings: Difficulty) -> tuple[Track, ...]:
-  """Draws paths that stay inside the frame and overlap little: the best of eight draws if none is good enough."""
+  """Draws paths that stay inside and overlap little: the best of eight draws if none is good enough."""
   best, best_overlap = None, np.inf
   for _ in range(8):
     moved = _lanes(rng, tracks, settings) if settings.lanes else _free(rng, tracks, settings)
@@ -231,7 +282,7 @@ def place(rng: np.random.Generator, tracks: list[Track], settings: Difficulty) -
 
 
 def max_overlap(tracks: list[Track] | tuple[Track, ...]) -> float:
-  """Largest 1 - distance / (sum of half sides) over all pairs and five moments; 0 for fewer than two objects."""
+  """Largest 1 - distance / (sum of half sides) over all pairs and five moments; 0 for fewer than two."""
   worst = 0.0
   for i, first in enumerate(tracks):
     for second in tracks[:i]:
@@ -252,8 +303,11 @@ def _free(rng: np.random.Generator, tracks: list[Track], settings: Difficulty) -
     reach = settings.speed
     x1 = float(np.clip(x0 + reach * (2 * u1 - 1), margin, 1 - margin))
     y1 = float(np.clip(y0 + reach * (2 * v1 - 1), margin, 1 - margin))
-    moved.append(dataclasses.replace(track, x0=float(x0), y0=float(y0), x1=x1, y1=y1,
-                                     bend=float(settings.bend * (2 * b - 1))))
+    moved.append(
+      dataclasses.replace(
+        track, x0=float(x0), y0=float(y0), x1=x1, y1=y1, bend=float(settings.bend * (2 * b - 1))
+      )
+    )
   return moved
 
 
@@ -271,6 +325,12 @@ def _lanes(rng: np.random.Generator, tracks: list[Track], settings: Difficulty) 
     y0 = 0.45 * scale + (1 - 0.9 * scale) * v0
     y1 = float(np.clip(y0 + settings.speed * (2 * v1 - 1), 0.45 * scale, 1 - 0.45 * scale))
     moved[int(i)] = dataclasses.replace(
-      track, scale=scale, x0=float(middle + free * (2 * u0 - 1)), x1=float(middle + free * (2 * u1 - 1)), y0=float(y0),
-      y1=y1, bend=float(0.25 * settings.bend * (2 * b - 1)))
+      track,
+      scale=scale,
+      x0=float(middle + free * (2 * u0 - 1)),
+      x1=float(middle + free * (2 * u1 - 1)),
+      y0=float(y0),
+      y1=y1,
+      bend=float(0.25 * settings.bend * (2 * b - 1)),
+    )
   return moved
