@@ -65,7 +65,7 @@ def batches(source: RandomAccess, *, batch_size: int, seed: int, shuffle: bool, 
 
   dataset = grain.MapDataset.source(rows.reshape(-1)).map(read).batch(rows.shape[1], batch_fn=_stack)
   # grain's own default is a buffer of 500 batches, more memory than a machine has.
-  options = grain.ReadOptions(num_threads=num_threads, 
+  options = grain.ReadOptions(num_threads=num_threads,
                               prefetch_buffer_size=max(prefetch, num_threads) if num_threads else 0)
   return iter(dataset.to_iter_dataset(options))
 

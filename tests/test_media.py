@@ -1,0 +1,213 @@
+"""Decoding: the right frame and second, every way a file can be broken, masks, and speed."""
+
+import pathlib
+import pickle
+import time
+
+import av
+import fabricate
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines import media, transforms
+from data_pipelines.schema import DataError, Media, MediaError
+
+MEDIA = Media(image_size=16, sample_rate_hz=8000)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+  return fabricate.write_mp4(tmp_path_factory.mktemp("clip") / "clip.mp4")
+
+
+def loudness(audio: np.ndarray) -> np.ndarray:
+  """Root mean square of each second, from int16 [T, S]."""
+  return np.sqrt((audio / 32768.0)[:, 500:-500] ** 2).mean(-1)
+
+
+def reds(visual: np.ndarray) -> np.ndarray:
+  return visual[:, 8, 8, 0].astype(int)
+
+
+def test_second_of_sound_lies_beside_its_frame(clip):
+  got = media.decode_clip(clip, MEDIA, 10)
+  assert got.visual.shape == (10, 16, 16, 3) and got.visual.dtype == np.uint8
+  assert got.audio.shape == (10, 8000) and got.audio.dtype == np.int16
+  assert got.duration_s == pytest.approx(10, abs=0.1)
+  np.testing.assert_allclose(reds(got.visual), fabricate.levels(10), atol=6)
+  np.testing.assert_allclose(loudness(got.audio), [0.127, 0.255] * 5, atol=0.01)
+
+
+def test_label_per_second_datasets_read_the_first_seconds_of_a_longer_clip(tmp_path):
+  path = fabricate.write_mp4(tmp_path / "long.mp4", seconds=13)
+  visual = media.decode_clip(path, MEDIA, 10).visual
+  np.testing.assert_allclose(reds(visual), fabricate.levels(13)[:10], atol=6)
+
+
+def test_spread_covers_the_whole_clip_with_matching_sound(tmp_path):
+  path = fabricate.write_mp4(tmp_path / "long.mp4", seconds=30)
+  got = media.decode_clip(path, MEDIA, 10, spread=True)
+  seconds = [0, 3, 6, 9, 12, 16, 19, 22, 25, 29]
+  np.testing.assert_allclose(reds(got.visual), fabricate.levels(30)[seconds], atol=6)
+  np.testing.assert_allclose(loudness(got.audio), [(0.127, 0.255)[s % 2] for s in seconds], atol=0.01)
+
+
+def test_short_clip_holds_its_last_frame_and_is_silent(tmp_path):
+  got = media.decode_clip(fabricate.write_mp4(tmp_path / "short.mp4", seconds=4), MEDIA, 10)
+  np.testing.assert_allclose(reds(got.visual)[3:], fabricate.levels(4)[3], atol=6)
+  assert loudness(got.audio)[3] > 0.2 and np.abs(got.audio[5:]).max() == 0
+
+
+def test_sound_that_starts_late_stays_in_its_seconds(tmp_path):
+  got = media.decode_clip(fabricate.write_mp4(tmp_path / "late.mp4", audio_from_s=4), MEDIA, 10)
+  np.testing.assert_allclose(loudness(got.audio), [0] * 4 + [0.127, 0.255] * 3, atol=0.02)
+
+
+def test_decode_video_gives_frames_at_times_and_the_duration(clip):
+  frames, duration = media.decode_video(clip, [2.1, 2.2, 7.6], 16)
+  np.testing.assert_allclose(reds(frames), fabricate.levels(10)[[2, 2, 7]], atol=6)
+  assert duration == pytest.approx(10, abs=0.1)
+
+
+def test_pick_seconds():
+  assert transforms.pick_seconds(10.4, 10, spread=True).tolist() == list(range(10))
+  assert transforms.pick_seconds(60, 10, spread=True).tolist() == [0, 6, 13, 19, 26, 32, 39, 45, 52, 59]
+  assert transforms.pick_seconds(60, 10, spread=False).tolist() == list(range(10))
+
+
+def cut(path: pathlib.Path, out: pathlib.Path, share: float) -> pathlib.Path:
+  """The first part of a file."""
+  data = path.read_bytes()
+  out.write_bytes(data[:int(len(data) * share)])
+  return out
+
+
+def cut_between_packets(path: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+  """The first half of a file, cut where a decoder does not notice."""
+  with av.open(str(path)) as container:
+    positions = sorted(packet.pos for packet in container.demux() if packet.pos)
+  out.write_bytes(path.read_bytes()[:positions[len(positions) // 2]])
+  return out
+
+
+def broken_files(folder: pathlib.Path) -> dict[str, tuple[pathlib.Path, str]]:
+  """What is wrong -> (file, words the message must hold)."""
+  whole = fabricate.write_mp4(folder / "whole.mp4")
+  fast = fabricate.write_mp4(folder / "fast.mp4", faststart=True, size=64)
+  (folder / "empty.mp4").touch()
+  (folder / "text.mp4").write_text("<html>404 not found</html>")
+  fabricate.write_wav(folder / "sound.mp4", np.zeros(16000, np.int16), 16000)
+  return {
+    "missing": (folder / "missing.mp4", "no such file"),
+    "folder": (folder, "no such file"),
+    "empty": (folder / "empty.mp4", "cannot be decoded"),
+    "text": (folder / "text.mp4", "cannot be decoded"),
+    "index cut off": (cut(whole, folder / "cut.mp4", 0.7), "cannot be decoded"),
+    "data cut off": (cut(fast, folder / "cut_fast.mp4", 0.5), "cannot be decoded"),
+    "cut off between packets": (cut_between_packets(fast, folder / "clean.mp4"), "is cut off: its video"),
+    "no sound": (fabricate.write_mp4(folder / "mute.mp4", audio=False), "no audio track"),
+    "no picture": (folder / "sound.mp4", "no video track"),
+  }
+
+
+def test_broken_files_are_one_line_that_names_them(tmp_path):
+  for what, (path, words) in broken_files(tmp_path).items():
+    with pytest.raises(MediaError) as caught:
+      media.decode_clip(path, MEDIA, 10)
+    message = str(caught.value)
+    assert words in message and str(path) in message and "skip" in message and "\n" not in message, what
+
+
+def test_media_error_survives_pickling():
+  error = pickle.loads(pickle.dumps(MediaError("a.mp4", "is cut off", "fetch it again")))
+  assert isinstance(error, DataError) and str(error) == "a.mp4: is cut off; fetch it again"
+
+
+def test_wav_is_exact_at_its_own_rate(tmp_path):
+  samples = np.random.default_rng(0).integers(-32768, 32767, (8000, 2)).astype(np.int16)
+  wave = media.decode_audio(fabricate.write_wav(tmp_path / "a.wav", samples, 8000), 8000)
+  np.testing.assert_allclose(wave, samples.astype(np.float64).mean(1) / 32768, atol=1e-6)
+  mono = media.decode_audio(fabricate.write_wav(tmp_path / "b.wav", samples[:, 0].copy(), 8000), 8000)
+  np.testing.assert_array_equal(transforms.to_int16(mono), samples[:, 0])
+  silence = np.full(800, 128, np.uint8)
+  silent = media.decode_audio(fabricate.write_wav(tmp_path / "c.wav", silence, 8000), 8000)
+  np.testing.assert_array_equal(silent, np.zeros(800, np.float32))
+
+
+def test_resampling_keeps_pitch_and_length(tmp_path):
+  samples = (fabricate.tones(2, 44100) * 32767).astype(np.int16)
+  wave = media.decode_audio(fabricate.write_wav(tmp_path / "a.wav", samples, 44100), 16000)
+  assert abs(len(wave) - 32000) <= 1
+  assert np.abs(np.fft.rfft(wave[:16000])).argmax() == 250
+  with pytest.raises(MediaError, match="no audio track"):
+    media.decode_audio(fabricate.write_mp4(tmp_path / "mute.mp4", audio=False, seconds=1), 16000)
+
+
+@pytest.mark.parametrize("stored", [np.float32, np.float64, np.int16, "floats of int16 size"])
+def test_npy_waves_of_any_number_type(tmp_path, stored):
+  wave = fabricate.tones(10, 32000)
+  whole = stored in (np.int16, "floats of int16 size")
+  array = (wave * 32768).astype(np.int16) if whole else wave
+  np.save(tmp_path / "a.npy", array.astype(np.float32 if stored == "floats of int16 size" else stored))
+  got = media.read_npy_wave(tmp_path / "a.npy", 32000)
+  np.testing.assert_allclose(got, wave, atol=1e-4)
+  assert len(media.read_npy_wave(tmp_path / "a.npy", 8000)) == 80000
+
+
+def test_npy_pickles_are_never_opened(tmp_path):
+  np.save(tmp_path / "a.npy", np.array({"x.wav": [1.0]}, object), allow_pickle=True)
+  np.save(tmp_path / "b.npy", np.array(["text"]))
+  (tmp_path / "c.npy").write_bytes(b"\x93NUMPY")
+  for name in ("a.npy", "b.npy", "c.npy", "missing.npy"):
+    with pytest.raises(MediaError, match=name):
+      media.read_npy_wave(tmp_path / name, 32000)
+
+
+def test_masks_agree_however_they_are_stored(tmp_path):
+  truth = (np.random.default_rng(0).random((20, 20)) > 0.5).astype(np.uint8)
+  palette = Image.fromarray(truth, mode="P")
+  palette.putpalette([0, 0, 0, 128, 0, 0])
+  white = Image.fromarray(truth * 255)
+  images = {"0/1": Image.fromarray(truth), "0/255": white, "palette": palette, "1-bit": white.convert("1"),
+            "rgb": white.convert("RGB"), "rgba": white.convert("RGBA")}
+  for name, image in images.items():
+    path = tmp_path / f"{name.replace('/', '_')}.png"
+    image.save(path)
+    np.testing.assert_array_equal(media.read_mask(path, 20), truth, err_msg=name)
+  small = media.read_mask(path, 7)
+  assert small.shape == (7, 7) and set(np.unique(small)) <= {0, 1}
+  Image.new("L", (20, 20)).save(tmp_path / "black.png")
+  assert not media.read_mask(tmp_path / "black.png", 20).any()
+
+
+def test_soft_edges_of_masks_are_cut_at_half():
+  assert transforms.binarise(np.array([[0, 100, 128, 255]], np.uint8)).tolist() == [[0, 0, 1, 1]]
+
+
+def test_frame_folders_are_sorted_by_number(tmp_path):
+  folder = fabricate.write_frames(tmp_path / "frames", 20, "{}.jpg")
+  (folder / "notes.txt").write_text("not a frame")
+  got = media.read_frames(folder, 8, 10)
+  assert got.shape == (10, 8, 8, 3)
+  expected = 10 * (1 + np.linspace(0, 19, 10).astype(int))
+  np.testing.assert_allclose(got[:, 4, 4, 0], expected, atol=2)
+
+
+def test_broken_pictures_are_named(tmp_path):
+  folder = fabricate.write_frames(tmp_path / "frames", 10)
+  cut(folder / "00000003.jpg", folder / "00000003.jpg", 0.5)
+  with pytest.raises(MediaError, match=r"00000003\.jpg: cannot be decoded as a picture"):
+    media.read_frames(folder, 8, 10)
+  with pytest.raises(MediaError, match="holds no frames"):
+    media.read_frames(tmp_path / "nothing", 8, 10)
+
+
+def test_a_clip_decodes_in_milliseconds(tmp_path):
+  path = fabricate.write_mp4(tmp_path / "clip.mp4", size=128, fps=4, rate_hz=32000)
+  seconds = []
+  for _ in range(8):
+    start = time.process_time()
+    media.decode_clip(path, Media(64, 16000), 10)
+    seconds.append(time.process_time() - start)
+  assert min(seconds) < 0.04  # 0.015 on an idle core; the rest is for a busy one
