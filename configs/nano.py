@@ -13,9 +13,10 @@ def get_config(variant: str = "full") -> ConfigDict:
   c.seed = 20_260_101
   c.encoders = ConfigDict({"visual": "nano_vit", "audio": "nano_ast", "text": "nano_text"})
   c.num_steps = 1500
-  c.batch_size = 96
+  c.batch_size = 64
+  c.num_captions = 24  # scenes of a batch whose caption is encoded
   c.warmup_steps = 100
-  c.lr = 1e-3
+  c.lr = 1.5e-3
   c.weight_decay = 0.05
   c.region_weight = 1.0  # patch tokens against class texts, where the compositor knows what a patch shows
   c.background_weight = 0.3  # of a background patch in that loss
@@ -23,9 +24,10 @@ def get_config(variant: str = "full") -> ConfigDict:
   c.num_workers = 1
   c.num_test_scenes = 500
   c.log_every_steps = 50
+  c.save_every_steps = 250
   if variant == "tiny":
     c.encoders = ConfigDict({"visual": "tiny_vit", "audio": "tiny_ast", "text": "tiny_text"})
-    c.num_steps, c.batch_size, c.warmup_steps, c.num_test_scenes, c.num_workers, c.log_every_steps = 3, 8, 1, 16, 0, 1
+    c.num_steps, c.batch_size, c.num_captions, c.warmup_steps, c.num_test_scenes, c.num_workers, c.log_every_steps = 3, 8, 4, 1, 16, 0, 1
   elif variant != "full":
     raise ValueError(f"unknown variant {variant!r}; known: full, tiny")
   return c

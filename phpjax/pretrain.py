@@ -91,8 +91,8 @@ def make_batch(step: int, c: ConfigDict, sizes: tuple[int, int, int]) -> Batch:
   fill = lambda templates, i: rng.choice(templates).format(name=names[i], noun=nouns[i], sounding=sounding[i])  # noqa: E731
   batch["texts"] = np.array(
     [fill(VISUAL_TEMPLATES, i) for i in range(len(names))] + [fill(AUDIO_TEMPLATES, i) for i in range(len(names))]
-    + [caption(row, nouns, "background", rng) for row in batch["visible"]]
-    + [caption(row, sounding, "silence", rng) for row in batch["audible"]])
+    + [caption(row, nouns, "background", rng) for row in batch["visible"][:c.num_captions]]
+    + [caption(row, sounding, "silence", rng) for row in batch["audible"][:c.num_captions]])
   return batch
 
 
@@ -137,9 +137,10 @@ def loss_fn(params: dict[str, Any], encoders: dict[str, Any], batch: dict[str, j
   for i, (m, present) in enumerate((("visual", batch["visible"]), ("audio", batch["audible"]))):
     target = jnp.concatenate([present, (present.sum(-1, keepdims=True) == 0).astype(present.dtype)], axis=-1)
     losses[f"{m}_class"] = soft_cross_entropy(scale[m] * features[m] @ text[i].T, target)
-    same = (present[:, None] == present[None]).all(-1).astype(jnp.float32)  # equal contents are no negatives
+    captioned = present[:captions.shape[1]]
+    same = (present[:, None] == captioned[None]).all(-1).astype(jnp.float32)  # equal contents are no negatives
     logits = scale[m] * features[m] @ captions[i].T
-    losses[f"{m}_caption"] = caption_weight * (soft_cross_entropy(logits, same) + soft_cross_entropy(logits.T, same)) / 2
+    losses[f"{m}_caption"] = caption_weight * (soft_cross_entropy(logits, same) + soft_cross_entropy(logits.T, same.T)) / 2
   logits = scale["visual"] * features["patches"] @ text[0].T
   weight = jnp.where(batch["patch"] == num - 1, background_weight, 1.0) * (batch["patch"] >= 0)
   cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, batch["patch"].clip(0))
@@ -169,9 +170,9 @@ def pretrain(c: ConfigDict, out: pathlib.Path) -> dict[str, float]:
   names, library = dict(c.encoders), known_library()
   encoders = {m: make_encoder(name) for m, name in names.items()}
   sizes = (encoders["visual"].image_size, encoders["visual"].patch_size, encoders["audio"].sample_rate_hz)
-  out.mkdir(parents=True, exist_ok=True)
-  word_tokenizer(words(library), encoders["text"].vocabulary_size).save(str(out / "tokenizer.json"))
-  tokenizer = Tokenizer(out / "tokenizer.json")
+  (out / names["text"]).mkdir(parents=True, exist_ok=True)
+  word_tokenizer(words(library), encoders["text"].vocabulary_size).save(str(out / names["text"] / "tokenizer.json"))
+  tokenizer = Tokenizer(out / names["text"] / "tokenizer.json")
   length = encoders["text"].context_length
 
   def device_batch(batch: Batch) -> dict[str, jax.Array]:
@@ -197,18 +198,24 @@ def pretrain(c: ConfigDict, out: pathlib.Path) -> dict[str, float]:
       left = (time.time() - start) / step * (c.num_steps - step)
       shown = " ".join(f"{k} {float(v):.3f}" for k, v in losses.items())
       print(f"step {step}/{c.num_steps}  {shown}  {left / 60:.1f} min left", file=sys.stderr, flush=True)
+    if step % c.save_every_steps == 0:
+      write(out, names, params, {"source": "phpjax.pretrain, unfinished", "step": step})
   result = test(encoders, params, c, sizes, device_batch)
   metadata = {"source": "phpjax.pretrain", "config": c.to_dict(), "test": result, "minutes": round((time.time() - start) / 60, 1),
               "licence": "trained on public-domain pictures and CC0 sounds"}
+  write(out, names, params, metadata)
+  return result
+
+
+def write(out: pathlib.Path, names: dict[str, str], params: Any, metadata: dict[str, Any]) -> None:
+  """A folder per encoder, weights in half precision (the package has to stay small)."""
   for m, name in names.items():
     pretrained.write(out / name, name, params[m], metadata, np.float16)
-  (out / "tokenizer.json").rename(out / names["text"] / "tokenizer.json")
-  return result
 
 
 def test(encoders: dict[str, Any], params: Any, c: ConfigDict, sizes: tuple[int, int, int], device_batch: Any) -> dict[str, float]:
   """Scores on `num_test_scenes` scenes of other seeds."""
-  encode_fn, parts = jax.jit(functools.partial(encode, encoders)), []
+  encode_fn, parts, c = jax.jit(functools.partial(encode, encoders)), [], ConfigDict(c.to_dict() | {"num_captions": c.batch_size})
   for step in range(1, -(-c.num_test_scenes // c.batch_size) + 1):
     batch = make_batch(-step, c, sizes)
     parts.append((batch, jax.device_get(encode_fn(params, device_batch(batch)))))

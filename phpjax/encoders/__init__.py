@@ -16,10 +16,10 @@ _NANO_AST = {"num_mels": 64, "patch_size": 16, "stride": 16}
 ENCODERS: dict[str, tuple[type[Encoder], dict[str, Any]]] = {
   "nano_vit": (CLIPVision, {**_NANO, "image_size": 64, "patch_size": 8}),
   "nano_ast": (AST, {**_NANO, **_NANO_AST}),
-  "nano_text": (CLIPText, {**_NANO, "vocabulary_size": 256, "context_length": 32}),
+  "nano_text": (CLIPText, {**_NANO, "vocabulary_size": 256, "context_length": 40}),
   "tiny_vit": (CLIPVision, {**_TINY, "image_size": 32, "patch_size": 8}),
   "tiny_ast": (AST, {**_TINY, **_NANO_AST, "stride": 32}),
-  "tiny_text": (CLIPText, {**_TINY, "vocabulary_size": 256, "context_length": 32}),
+  "tiny_text": (CLIPText, {**_TINY, "vocabulary_size": 256, "context_length": 40}),
   "clip_vit_b32": (CLIPVision, {"width": 768, "depth": 12, "num_heads": 12, "embed_dim": 512, "activation": "quick_gelu",
                                 "image_size": 224, "patch_size": 32}),
   "clip_text_b32": (CLIPText, {"width": 512, "depth": 12, "num_heads": 8, "embed_dim": 512, "activation": "quick_gelu"}),

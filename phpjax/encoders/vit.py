@@ -1,6 +1,8 @@
 """Vision transformers for pictures (CLIP) and spectrograms (AST): the same blocks behind two stems."""
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -31,6 +33,7 @@ class CLIPVision(Encoder):
   image_size: int = 224
   patch_size: int = 32
   statistics: str = "imagenet"  # PHP feeds ImageNet statistics to CLIP (php.md quirk 20)
+  num_special: ClassVar[int] = 1
 
   @property
   def num_tokens(self) -> int:
@@ -65,7 +68,7 @@ class CLIPVision(Encoder):
 
   def pool(self, stream: Stream) -> Features:
     """The projected class token and the raw last-layer tokens."""
-    return Features(self.project(stream.tokens[:, 0]), stream.tokens, num_special=1)
+    return Features(self.project(stream.tokens[:, 0]), stream.tokens, num_special=self.num_special)
 
   def __call__(self, pixels: jax.Array) -> Features:
     """uint8 [B, H, W, 3] -> Features, with no method between the layers."""
@@ -85,6 +88,7 @@ class AST(Encoder):
   stride: int = 10
   mean: float = -4.2677393  # AudioSet statistics of the log filter bank
   std: float = 4.5689974
+  num_special: ClassVar[int] = 2
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -120,7 +124,7 @@ class AST(Encoder):
   def pool(self, stream: Stream) -> Features:
     """Mean of the two special tokens after the last norm, projected; and the raw last-layer tokens."""
     pooled = self.ln_post(stream.tokens[:, :2]).mean(axis=1)
-    return Features(self.projection(pooled), stream.tokens, num_special=2)
+    return Features(self.projection(pooled), stream.tokens, num_special=self.num_special)
 
   def __call__(self, wave: jax.Array) -> Features:
     """int16 or float [B, samples] -> Features, with no method between the layers."""

@@ -1,0 +1,79 @@
+"""The one forward pass: all encoders in lock step, one layer at a time, with the method between the layers."""
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+Tree = dict[str, Any]
+
+
+def forward(encoders: Tree, method: Any, task: Any, trainable: Tree, frozen: Tree, state: Tree, past: Tree | None, batch: Tree, *,
+            rng: jax.Array | None, train: bool) -> tuple[Tree, Tree, Tree]:
+  """Runs the encoders layer by layer, with the method between the layers -> (features, context, state).
+
+  Args:
+    encoders: {modality: linen module}. A modality that the batch lacks is not run.
+    method: a `methods.base.Method`.
+    task: a `tasks.base.Task`.
+    trainable: {"shared", "task": {"prompts", "head"}}.
+    frozen: {"encoders": {modality: params}, "shared": leaves this task reads but does not train}.
+    state: what changes without a gradient, of this task and shared.
+    past: other tasks' prompts stacked [num_tasks, ...] with "valid" [num_tasks], or None.
+    batch: {modality: [B, ...]}; seconds are folded into the batch of the encoders.
+    rng: for dropout and the like, None at evaluation.
+    train: whether this is a training step.
+  """
+  modules = {m: e.bind({"params": frozen["encoders"][m]}) for m, e in encoders.items() if m in batch}
+  query = _query(encoders, method, task, trainable, frozen, state, batch) if method.needs_query else None
+  streams = {m: _embed(module, batch[m]) for m, module in modules.items()}
+  streams = method.adapt({}, "embed", 0, streams)
+  streams = {m: module.positions(streams[m]) if hasattr(module, "positions") else streams[m] for m, module in modules.items()}
+  context = method.start(task, trainable, frozen, state, past, streams, query=query, rng=rng, train=train)
+  streams = method.adapt(context, "stem", 0, streams)
+  layers = layer_map(modules)
+  for step in range(len(next(iter(layers.values())))):
+    for m, module in modules.items():
+      streams[m] = _finish_early_layers(module, layers[m], step, streams[m])
+      streams[m] = module.enter(layers[m][step] - 1, streams[m])
+    streams = method.adapt(context, "input", step, streams)
+    prefix = method.prefix(context, step)
+    streams = {m: module.attention(layers[m][step] - 1, streams[m], prefix.get(m)) for m, module in modules.items()}
+    streams = method.adapt(context, "attention", step, streams)
+    streams = {m: module.mlp(layers[m][step] - 1, streams[m]) for m, module in modules.items()}
+    streams = method.adapt(context, "mlp", step, streams)
+  return {m: module.pool(streams[m]) for m, module in modules.items()}, context, state
+
+
+def layer_map(modules: Tree) -> dict[str, tuple[int, ...]]:
+  """How many layers of each encoder are finished after each step; equal depths give 1, 2, 3, ...
+
+  Raises ValueError when one depth is no multiple of the smallest.
+  """
+  depths = {m: module.depth for m, module in modules.items()}
+  steps = min(depths.values())
+  if any(depth % steps for depth in depths.values()):
+    raise ValueError(f"encoders of depths {depths} cannot run in lock step: each must be a multiple of the smallest")
+  return {m: tuple(depth // steps * (step + 1) for step in range(steps)) for m, depth in depths.items()}
+
+
+def _finish_early_layers(module: Any, layers: tuple[int, ...], step: int, stream: Any) -> Any:
+  """The layers of this step but its last, without the method (none when all encoders are equally deep)."""
+  for layer in range(layers[step - 1] if step else 0, layers[step] - 1):
+    stream = module.mlp(layer, module.attention(layer, module.enter(layer, stream)))
+  return stream
+
+
+def _embed(module: Any, inputs: jax.Array) -> Any:
+  """Text stops before positions are added; vision and audio fold [B, T, ...] into [B * T, ...] and run their stem."""
+  if hasattr(module, "positions"):
+    return module.embed(inputs)
+  return module.stem(inputs.reshape(-1, *inputs.shape[2:]))
+
+
+def _query(encoders: Tree, method: Any, task: Any, trainable: Tree, frozen: Tree, state: Tree, batch: Tree) -> Tree:
+  """Unprompted features: from the batch when cached, else from the same loop with the empty method."""
+  if "query" in batch:
+    return batch["query"]
+  features, _, _ = forward(encoders, method.empty(), task, trainable, frozen, state, None, batch, rng=None, train=False)
+  return jax.lax.stop_gradient(features)

@@ -1,0 +1,56 @@
+"""The mesh, and where arrays lie on it: batches split over all devices, everything else replicated."""
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from phpjax.errors import UserError
+
+AXES = ("data", "fsdp")
+
+
+def make_mesh(shape: tuple[int, int]) -> Mesh:
+  """A mesh (data, fsdp) over all devices; one entry may be -1. Raises UserError when the devices do not fit.
+
+  The axes are of type Auto: the compiler places what is not named here, as pjit did.
+  """
+  devices, known = jax.device_count(), math.prod(n for n in shape if n != -1)
+  if list(shape).count(-1) > 1 or len(shape) != len(AXES) or any(n < 1 and n != -1 for n in shape):
+    raise UserError(f"mesh={tuple(shape)}: give {AXES} sizes, at most one of them -1")
+  resolved = tuple(devices // known if n == -1 else n for n in shape)
+  if math.prod(resolved) != devices:
+    raise UserError(f"mesh={tuple(shape)} does not fit {devices} devices: set --config.mesh='(-1, 1)' or sizes whose product is {devices}")
+  return jax.make_mesh(resolved, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device holds the whole array."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def over_batch(mesh: Mesh) -> NamedSharding:
+  """The leading axis is split over all devices."""
+  return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def check_batch_size(batch_size: int, devices: int, field: str = "batch_size") -> str | None:
+  """One line when the devices do not divide the batch, else None."""
+  if batch_size > 0 and batch_size % devices == 0:
+    return None
+  lower, upper = batch_size // devices * devices, (batch_size // devices + 1) * devices
+  choice = f"{lower} or {upper}" if lower > 0 else f"{upper}"
+  return f"{field}={batch_size} does not divide over {devices} devices: set --config.{field}={choice}"
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, keys: tuple[str, ...]) -> dict[str, jax.Array]:
+  """This process's rows -> global arrays, split over the devices; other keys stay on the host."""
+  return {k: jax.make_array_from_process_local_data(over_batch(mesh), batch[k]) for k in keys}
+
+
+def put_replicated(tree: Any, mesh: Mesh) -> Any:
+  """A pytree onto every device of the mesh (on several processes: every process passes the same values)."""
+  return jax.device_put(tree, replicated(mesh))

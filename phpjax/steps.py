@@ -1,0 +1,86 @@
+"""The two jitted functions of a run: one training step, one prediction."""
+from __future__ import annotations
+
+import collections
+import functools
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from phpjax import model, optimizer, sharding
+
+Tree = dict[str, Any]
+
+
+@flax.struct.dataclass
+class Live:
+  """What a training step changes.
+
+  Attributes:
+    trainable: {"shared", "task": {"prompts", "head"}}.
+    opt_state: of the trainable leaves only.
+    state: {"shared", "task"}, what changes without a gradient.
+  """
+
+  trainable: Tree
+  opt_state: Any
+  state: Tree
+
+
+class Steps:
+  """Jitted for one run. Tasks that are equal as static values (same shapes) share a compile.
+
+  Attributes:
+    traces: how often each function was traced, keyed (function, task kind): a test holds it to one per task.
+  """
+
+  def __init__(self, modules: Tree, method: Any, opt: optimizer.Settings, mesh: Mesh):
+    self.modules, self.method, self.tx, self.mesh = modules, method, optimizer.make(opt), mesh
+    self.traces: collections.Counter[tuple[str, str]] = collections.Counter()
+    whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    # Without out_shardings the first step's outputs could lie elsewhere than its inputs: a second compile.
+    self.train = jax.jit(functools.partial(self._train), static_argnums=0, donate_argnums=1, out_shardings=whole)
+    self.predict = jax.jit(functools.partial(self._predict), static_argnums=0, out_shardings=rows)
+    self.init_optimizer = jax.jit(self.tx.init, out_shardings=whole)
+
+  def _run(self, task: Any, trainable: Tree, state: Tree, frozen: Tree, past: Tree | None, constants: Tree, batch: Tree, *,
+           rng: jax.Array | None, train: bool) -> tuple[Tree, Tree, Tree, Tree]:
+    """-> (outputs, features, context, state)."""
+    rng_forward, rng_head = (None, None) if rng is None else jax.random.split(rng)
+    features, context, state = model.forward(
+      self.modules, self.method, task, trainable, frozen, state, past, batch, rng=rng_forward, train=train)
+    classes = self.method.class_features(self.modules, trainable, frozen, constants)
+    outputs, task_state = self.method.predict(
+      task, trainable, frozen, state["task"], features, context, classes, batch, rng=rng_head, train=train)
+    return outputs, features, context, {**state, "task": task_state}
+
+  def _train(self, task: Any, live: Live, frozen: Tree, past: Tree | None, constants: Tree, batch: Tree, rng: jax.Array,
+             lr_scale: Tree) -> tuple[Live, Tree]:
+    """One step -> (live, metrics). A step whose loss or gradient is not finite changes nothing and says so."""
+    self.traces["train", task.kind] += 1
+
+    def loss_fn(trainable: Tree) -> tuple[jax.Array, tuple[Tree, Tree]]:
+      outputs, features, context, state = self._run(
+        task, trainable, live.state, frozen, past, constants, batch, rng=rng, train=True)
+      losses = {"task": self.method.task_weight(task) * task.loss(outputs, batch),
+                **self.method.losses(task, context, features, outputs, batch)}
+      return sum(losses.values()), (losses, state)
+
+    (loss, (losses, state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(live.trainable)
+    updates, opt_state = self.tx.update(grads, live.opt_state, live.trainable)
+    updates = {part: jax.tree.map(lambda u, part=part: u * lr_scale[part], tree) for part, tree in updates.items()}
+    norm = optax.global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    new = Live(optax.apply_updates(live.trainable, updates), opt_state, state)
+    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, live)
+    return new, {"loss": loss, "losses": losses, "grad_norm": norm, "finite": finite}
+
+  def _predict(self, task: Any, trainable: Tree, state: Tree, frozen: Tree, past: Tree | None, constants: Tree, batch: Tree) -> Tree:
+    """Evaluation mode -> the task's scores, arrays with a leading B."""
+    self.traces["predict", task.kind] += 1
+    outputs, _, _, _ = self._run(task, trainable, state, frozen, past, constants, batch, rng=None, train=False)
+    return task.scores(outputs)

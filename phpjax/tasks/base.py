@@ -1,0 +1,76 @@
+"""What a task is: its head, prediction, loss and scores. A task never knows which method trains it."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+
+Tree = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Widths:
+  """Sizes of the features a head reads, from the encoders."""
+
+  visual: int
+  audio: int
+  embed: int
+  patches: int
+  visual_special: int = 1
+  audio_special: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """One element of the sequence.
+
+  Hashable, and equal for tasks of equal shapes (the name and the classes' words do not count), so that such tasks
+  share one compiled step.
+
+  Attributes:
+    widths: sizes of the features.
+    seconds: T, seconds per clip.
+    num_classes: size of the label set.
+    name: "ave", "avvp", "avs", "avqa".
+    classes: the label words.
+  """
+
+  widths: Widths
+  seconds: int
+  num_classes: int
+  name: str = dataclasses.field(compare=False)
+  classes: tuple[str, ...] = dataclasses.field(compare=False, repr=False)
+  kind: ClassVar[str] = ""
+  device_keys: ClassVar[tuple[str, ...]] = ("visual", "audio", "label", "mask")
+
+  def constants(self, encoders: Tree) -> Tree:
+    """Arrays computed once per task, outside jit, from the opened encoders {modality: Pretrained}."""
+    del encoders
+    return {}
+
+  def init_head(self, rng: jax.Array) -> Tree:
+    """Parameters of the head."""
+    raise NotImplementedError
+
+  def init_state(self) -> Tree:
+    """What changes without a gradient (running statistics)."""
+    return {}
+
+  def predict(self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool) -> tuple[Tree, Tree]:
+    """Features of all modalities -> (outputs, state)."""
+    raise NotImplementedError
+
+  def loss(self, outputs: Tree, batch: Tree) -> jax.Array:
+    """Scalar, mean over the real clips of the batch."""
+    raise NotImplementedError
+
+  def scores(self, outputs: Tree) -> Tree:
+    """What the metric needs of each clip, as small arrays with a leading B."""
+    raise NotImplementedError
+
+
+def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
+  """values [B], mask [B] -> mean over the clips that are real; 0 for none."""
+  return jnp.sum(values * mask) / jnp.maximum(mask.sum(), 1)

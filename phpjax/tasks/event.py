@@ -1,0 +1,118 @@
+"""Audio-visual events: AVE (one event per clip, a class per second) and AVVP (weak labels, several events per clip)."""
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from phpjax.tasks.base import Task, Tree, masked_mean
+
+VISUAL_TEXT = "x x x x {} ."  # the leading words are place holders for a method's learnable context (php.md 3.7)
+AUDIO_TEXT = "the sounds of {}"
+EVENT_MODALITIES = ("visual", "audio")
+
+
+@dataclasses.dataclass(frozen=True)
+class EventTask(Task):
+  """Logits per second, modality and class: {"visual": [B, T, C], "audio": [B, T, C]}."""
+
+  kind: ClassVar[str] = "event"
+
+  def constants(self, encoders: Tree) -> Tree:
+    """Class texts: "class_ids" int32 [C, L] for the visual side, "audio_text" float32 [C, E] for the audio side."""
+    if "text" not in encoders:
+      return {}
+    text = encoders["text"]
+    encode = lambda template: text.tokenizer(  # noqa: E731
+      [template.format(name.replace("_", " ")) for name in self.text_classes()], text.module.context_length)
+    audio_text = jax.jit(text.module.apply)({"params": text.params}, encode(AUDIO_TEXT)).pooled
+    return {"class_ids": jnp.asarray(encode(VISUAL_TEXT)), "audio_text": audio_text}
+
+  def text_classes(self) -> tuple[str, ...]:
+    """The words behind the columns of a text classifier."""
+    return self.classes
+
+  def init_head(self, rng: jax.Array) -> Tree:
+    """A linear map per modality on the pooled features, starting at zero."""
+    del rng
+    make = lambda: {"kernel": jnp.zeros((self.widths.embed, self.num_classes)), "bias": jnp.zeros(self.num_classes)}  # noqa: E731
+    return {m: make() for m in EVENT_MODALITIES}
+
+  def init_calibration(self) -> Tree:
+    """What a text classifier still needs of the task: nothing here."""
+    return {}
+
+  def calibrate(self, calibration: Tree, logits: Tree) -> Tree:
+    """Similarities {modality: [B, T, C]} -> logits of the same shapes."""
+    del calibration
+    return logits
+
+  def predict(self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool) -> tuple[Tree, Tree]:
+    """Linear on unit-scaled pooled features, per second and modality."""
+    logits = {}
+    for m in EVENT_MODALITIES:
+      pooled = features[m].pooled
+      pooled = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True).clip(1e-6) * self.widths.embed ** 0.5
+      logits[m] = (pooled @ head[m]["kernel"] + head[m]["bias"]).reshape(-1, self.seconds, self.num_classes)
+    return logits, state
+
+
+@dataclasses.dataclass(frozen=True)
+class AVE(EventTask):
+  """Audio-visual event localisation (Tian et al., ECCV 2018): a class or background per second; the last class is background."""
+
+  def loss(self, outputs: Tree, batch: Tree) -> jax.Array:
+    """Cross-entropy per second of the summed logits."""
+    logits = outputs["visual"] + outputs["audio"]
+    return masked_mean(optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean(axis=1), batch["mask"])
+
+  def scores(self, outputs: Tree) -> Tree:
+    """Summed logits [B, T, C]."""
+    return {"scores": outputs["visual"] + outputs["audio"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class AVVP(EventTask):
+  """Audio-visual video parsing (Tian et al., ECCV 2020): learns from clip labels, is scored per second and modality.
+
+  The clip's probability pools all seconds of both modalities by the linear softmax sum(p^2) / sum(p) (Wang et al.
+  2019, arXiv 1810.09050), so that a class may be only heard or only seen. PHP's published rule (softmax over
+  classes of the time average) cannot give the official per-modality scores; part C adds it behind a switch.
+  """
+
+  def init_head(self, rng: jax.Array) -> Tree:
+    """As the base class, with biases that start rare: a class is absent from most seconds."""
+    head = super().init_head(rng)
+    return jax.tree.map(lambda x: x - 2.0 if x.ndim == 1 else x, head)
+
+  def text_classes(self) -> tuple[str, ...]:
+    """The classes and "background", against which a silent or empty second is measured."""
+    return (*self.classes, "background")
+
+  def init_calibration(self) -> Tree:
+    """A scale per modality and a bias per modality and class turn log-shares into log-odds."""
+    return {m: {"log_scale": jnp.full((), -1.0), "bias": jnp.full((self.num_classes,), 0.5)} for m in EVENT_MODALITIES}
+
+  def calibrate(self, calibration: Tree, logits: Tree) -> Tree:
+    """Similarities [B, T, C + 1], background last -> log-odds [B, T, C]: the scaled log-share of a class plus a bias."""
+    share = {m: nn.log_softmax(x)[..., :-1] for m, x in logits.items()}
+    return {m: jnp.exp(calibration[m]["log_scale"]) * share[m] + calibration[m]["bias"] for m in EVENT_MODALITIES}
+
+  def loss(self, outputs: Tree, batch: Tree) -> jax.Array:
+    """Binary cross-entropy of the pooled clip probability, summed over classes, mean over clips."""
+    pooled = self.clip_probability(outputs).clip(1e-6, 1 - 1e-6)
+    entropy = -(batch["label"] * jnp.log(pooled) + (1 - batch["label"]) * jnp.log1p(-pooled))
+    return masked_mean(entropy.sum(axis=-1), batch["mask"])
+
+  def clip_probability(self, outputs: Tree) -> jax.Array:
+    """Logits per second and modality -> probability of the class in the clip, [B, C]."""
+    p = nn.sigmoid(jnp.concatenate([outputs[m] for m in EVENT_MODALITIES], axis=1))  # [B, 2 T, C]
+    return jnp.sum(p * p, axis=1) / jnp.sum(p, axis=1).clip(1e-6)
+
+  def scores(self, outputs: Tree) -> Tree:
+    """Probabilities {"visual", "audio": [B, T, C], "clip": [B, C]}."""
+    return {**{m: nn.sigmoid(outputs[m]) for m in EVENT_MODALITIES}, "clip": self.clip_probability(outputs)}

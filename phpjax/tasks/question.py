@@ -1,0 +1,99 @@
+"""Audio-visual question answering (MUSIC-AVQA, Li et al., CVPR 2022)."""
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from phpjax.tasks.base import Task, Tree, masked_mean
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """Unit length along the last axis."""
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
+
+
+class Listener(nn.Module):
+  """The question attends to a sequence, then a feed-forward block (php.md 3.8, steps 4 and 5)."""
+
+  num_heads: int
+  dropout: float
+
+  @nn.compact
+  def __call__(self, question: jax.Array, tokens: jax.Array, train: bool) -> jax.Array:
+    """question [B, D], tokens [B, L, D] -> [B, D]."""
+    drop = nn.Dropout(self.dropout, deterministic=not train)
+    read = nn.MultiHeadDotProductAttention(self.num_heads, dropout_rate=self.dropout, deterministic=not train, name="attn")
+    u = read(question[:, None], tokens)[:, 0]
+    h = nn.Dense(u.shape[-1], name="fc_2")(drop(nn.relu(nn.Dense(u.shape[-1], name="fc_1")(u))))
+    return nn.LayerNorm(epsilon=1e-5, name="norm")(u + drop(h))
+
+
+class QuestionHead(nn.Module):
+  """Question LSTM, visual grounding by audio, two attentions, answer (php.md 3.8)."""
+
+  num_words: int
+  num_answers: int
+  width: int
+  dropout: float = 0.1
+
+  @nn.compact
+  def __call__(self, visual: jax.Array, audio: jax.Array, question: jax.Array, train: bool) -> jax.Array:
+    """visual [B, T, L, D], audio [B, T, K, D'], question int32 [B, W] -> logits [B, num_answers]."""
+    asked = self.encode_question(question)
+    heard = unit(self.mlp("audio", audio))
+    seen = unit(self.mlp("visual", visual))
+    grounded = nn.softmax(seen @ heard.swapaxes(-1, -2)) @ heard  # [B, T, L, D], vision asks audio
+    looked = nn.Dense(self.width, name="ground")(jnp.tanh(jnp.concatenate([visual, grounded], axis=-1)))
+    flat = lambda x: x.reshape(x.shape[0], -1, self.width)  # noqa: E731
+    looked, heard = flat(looked), flat(heard)
+    answers = [Listener(4, self.dropout, name=name)(asked, x, train) + x.mean(axis=1)
+               for name, x in (("audio_listener", heard), ("visual_listener", looked))]
+    fused = nn.Dense(self.width, name="fusion")(jnp.tanh(jnp.concatenate(answers, axis=-1)))
+    return nn.Dense(self.num_answers, name="answer")(jnp.tanh(fused * asked))
+
+  def mlp(self, name: str, x: jax.Array) -> jax.Array:
+    """Two layers to the head's width."""
+    return nn.Dense(self.width, name=f"{name}_2")(nn.relu(nn.Dense(self.width, name=f"{name}_1")(x)))
+
+  def encode_question(self, question: jax.Array) -> jax.Array:
+    """int32 [B, W] -> [B, D]; pads are read too, as published."""
+    words = jnp.tanh(nn.Embed(self.num_words, self.width, name="words")(question))
+    (cell, hidden), _ = nn.RNN(nn.OptimizedLSTMCell(self.width), return_carry=True, name="lstm")(words)
+    return nn.Dense(self.width, name="question")(jnp.tanh(jnp.concatenate([hidden, cell], axis=-1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class AVQA(Task):
+  """One answer out of a closed list."""
+
+  num_words: int = 93
+  kind: ClassVar[str] = "question"
+  device_keys: ClassVar[tuple[str, ...]] = ("visual", "audio", "question", "label", "mask")
+
+  def head(self) -> QuestionHead:
+    """The head, as wide as the visual encoder."""
+    return QuestionHead(self.num_words, self.num_classes, self.widths.visual)
+
+  def init_head(self, rng: jax.Array) -> Tree:
+    """Parameters of the head."""
+    tokens = {m: jnp.zeros((1, self.seconds, 2, getattr(self.widths, m))) for m in ("visual", "audio")}
+    return self.head().init(rng, tokens["visual"], tokens["audio"], jnp.zeros((1, 14), jnp.int32), False)["params"]
+
+  def predict(self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool) -> tuple[Tree, Tree]:
+    """-> {"answer": logits [B, answers]}; the last-layer tokens enter raw, as published."""
+    tokens = {m: features[m].tokens.reshape(-1, self.seconds, *features[m].tokens.shape[1:]) for m in ("visual", "audio")}
+    rngs = {"dropout": rng} if train else {}
+    return {"answer": self.head().apply({"params": head}, tokens["visual"], tokens["audio"], batch["question"], train, rngs=rngs)}, state
+
+  def loss(self, outputs: Tree, batch: Tree) -> jax.Array:
+    """Cross-entropy."""
+    return masked_mean(optax.softmax_cross_entropy_with_integer_labels(outputs["answer"], batch["label"]), batch["mask"])
+
+  def scores(self, outputs: Tree) -> Tree:
+    """Logits [B, answers]."""
+    return {"scores": outputs["answer"]}

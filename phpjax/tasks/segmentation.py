@@ -1,0 +1,110 @@
+"""Audio-visual segmentation (AVSBench, Zhou et al., ECCV 2022): the pixels of what sounds."""
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from phpjax.tasks.base import Task, Tree, masked_mean
+
+
+class SegmentationHead(nn.Module):
+  """PHP's AVS decoder (php.md 3.9): patches upsampled by two until they reach pixels, weighted by what the class token hears.
+
+  Channel widths are those of the release at D = 768 (384, 192, 96, 64, ...) and scale with the encoder.
+
+  Attributes:
+    num_doublings: log2 of the patch size.
+    width: visual width D; embed: width E of the joint features; num_heads: of the cross attention.
+    num_special: leading visual tokens that are not patches.
+  """
+
+  num_doublings: int
+  width: int
+  embed: int
+  num_heads: int
+  num_special: int
+
+  @nn.compact
+  def __call__(self, visual: jax.Array, audio: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
+    """visual [N, L, D], audio [N, K, D'], mask [N] (1: real) -> logits [N, H, W]."""
+    grid = round((visual.shape[1] - self.num_special) ** 0.5)
+    x = visual[:, self.num_special:].reshape(-1, grid, grid, self.width)
+    x = nn.Conv(self.width // 2, (1, 1), name="reduce")(x)
+    for i in range(self.num_doublings):
+      x = jax.image.resize(x, (x.shape[0], 2 * x.shape[1], 2 * x.shape[2], x.shape[3]), "bilinear")
+      x = self.conv_norm(x, max(self.width // 2 ** (i + 2), self.width // 12, 16), f"up_{i}", mask, train)
+    x = self.conv_norm(x, self.embed, "pixels", mask, train)
+    heard = self.listen(visual[:, 0], audio)  # [N, E]
+    weight = jnp.einsum("nhwe,ne->nhw", x, heard)
+    return nn.Dense(1, name="mask")(x * weight[..., None])[..., 0]
+
+  def conv_norm(self, x: jax.Array, features: int, name: str, mask: jax.Array, train: bool) -> jax.Array:
+    """3x3 convolution, batch norm over the real frames, ReLU."""
+    x = nn.Conv(features, (3, 3), use_bias=False, name=f"{name}_conv")(x)
+    norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=f"{name}_norm")
+    return nn.relu(norm(x, mask=jnp.broadcast_to(mask[:, None, None, None] > 0, x.shape)))
+
+  def listen(self, class_token: jax.Array, audio: jax.Array) -> jax.Array:
+    """Cross attention: the class token [N, D] asks, the audio tokens [N, K, D'] answer -> [N, E]."""
+    context = nn.Dense(self.embed, name="context")(audio)
+    split = lambda y: y.reshape(*y.shape[:2], self.num_heads, -1)  # noqa: E731
+    dense = lambda name, y: split(nn.Dense(self.embed, use_bias=False, name=name)(y))  # noqa: E731
+    heard = jax.nn.dot_product_attention(dense("query", class_token[:, None]), dense("key", context), dense("value", context))
+    return nn.Dense(self.embed, name="out")(heard.reshape(heard.shape[0], -1))
+
+
+@dataclasses.dataclass(frozen=True)
+class AVS(Task):
+  """A mask per second; training sees the mask of the first second only (S4)."""
+
+  image_size: int = 224
+  kind: ClassVar[str] = "segmentation"
+  device_keys: ClassVar[tuple[str, ...]] = ("visual", "audio", "label", "label_mask", "mask")
+
+  def head(self) -> SegmentationHead:
+    """The decoder, sized by the encoders."""
+    patch = self.image_size // round(self.widths.patches ** 0.5)
+    if patch & (patch - 1):
+      raise ValueError(f"AVS doubles patches up to pixels: the patch size must be a power of two, got {patch}")
+    heads = max(self.widths.embed // 64, 4)
+    return SegmentationHead(patch.bit_length() - 1, self.widths.visual, self.widths.embed, heads, self.widths.visual_special)
+
+  def _variables(self, rng: jax.Array) -> Tree:
+    visual = jnp.zeros((1, self.widths.visual_special + self.widths.patches, self.widths.visual))
+    return self.head().init(rng, visual, jnp.zeros((1, 2, self.widths.audio)), jnp.ones(1), False)
+
+  def init_head(self, rng: jax.Array) -> Tree:
+    """Parameters of the decoder."""
+    return self._variables(rng)["params"]
+
+  def init_state(self) -> Tree:
+    """Running statistics of the batch norms."""
+    shapes = jax.eval_shape(self._variables, jax.random.key(0))["batch_stats"]
+    return {norm: {"mean": jnp.zeros(x["mean"].shape), "var": jnp.ones(x["var"].shape)} for norm, x in shapes.items()}
+
+  def predict(self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool) -> tuple[Tree, Tree]:
+    """-> {"mask": logits [B, T, H, W]} and the new running statistics."""
+    mask = jnp.repeat(batch["mask"], self.seconds)
+    variables = {"params": head, "batch_stats": state}
+    inputs = (features["visual"].tokens, features["audio"].tokens, mask, train)
+    if train:
+      logits, changed = self.head().apply(variables, *inputs, mutable=["batch_stats"])
+      state = changed["batch_stats"]
+    else:
+      logits = self.head().apply(variables, *inputs)
+    return {"mask": logits.reshape(-1, self.seconds, *logits.shape[1:])}, state
+
+  def loss(self, outputs: Tree, batch: Tree) -> jax.Array:
+    """Binary cross-entropy, mean over the pixels of the labelled seconds, then over clips."""
+    logits, label = outputs["mask"], batch["label"].astype(jnp.float32)
+    entropy = (jax.nn.softplus(logits) - label * logits).mean(axis=(2, 3))  # [B, T]
+    weight = batch["label_mask"]
+    return masked_mean((entropy * weight).sum(1) / weight.sum(1).clip(1), batch["mask"])
+
+  def scores(self, outputs: Tree) -> Tree:
+    """Logits [B, T, H, W]."""
+    return {"mask": outputs["mask"]}
