@@ -4,7 +4,7 @@ import dataclasses
 import random
 import re
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -31,7 +31,17 @@ class ClipCache:
     self._entries: dict[Hashable, tuple[Example, int, int]] = {}  # value, its bytes, its place in _keys
     self._keys: list[Hashable] = []
     self._lock = threading.Lock()
+    self._making = [threading.Lock() for _ in range(64)]
     self._random = random.Random(0)
+
+  def fetch(self, key: Hashable, make: Callable[[], Example]) -> Example:
+    """The entry of a key, made once even if many threads ask for it at the same time (questions on one clip)."""
+    with self._making[hash(key) % len(self._making)]:
+      value = self.get(key)
+      if value is None:
+        value = make()
+        self.put(key, value)
+      return value
 
   def get(self, key: Hashable) -> Example | None:
     entry = self._entries.get(key)
@@ -266,12 +276,12 @@ class Source:
 
   def _clip(self, record: Record) -> Example:
     key = (type(self.dataset).__name__, self.dataset.root, self.dataset.clip_key(record), self.media)
-    clip = self._cache.get(key)
-    if clip is None:
-      clip = self.dataset.decode_clip(record, self.media)
-      for array in clip.values():
-        array.setflags(write=False)  # it will be handed out again
-      self._cache.put(key, clip)
+    return self._cache.fetch(key, lambda: self._decode(record))
+
+  def _decode(self, record: Record) -> Example:
+    clip = self.dataset.decode_clip(record, self.media)
+    for array in clip.values():
+      array.setflags(write=False)  # it will be handed out again
     return clip
 
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import threading
+import time
 
 import fabricate
 import numpy as np
@@ -127,6 +128,17 @@ def test_bad_clips_stop_or_are_left_out(dataset, tmp_path):
   assert [name for name, _ in source.bad] == [record.id] and record.clip in source.bad[0][1]
   with pytest.raises(DataError, match="on_bad_clip"):
     copy.examples("train", MEDIA, on_bad_clip="ignore")
+
+
+def test_cache_makes_an_entry_once_for_many_threads():
+  cache, made, start = ClipCache(), [], threading.Barrier(8)
+  def ask() -> None:
+    start.wait()
+    cache.fetch("clip", lambda: made.append(1) or time.sleep(0.05) or {"x": np.zeros(3)})
+  threads = [threading.Thread(target=ask) for _ in range(8)]
+  [thread.start() for thread in threads]
+  [thread.join() for thread in threads]
+  assert len(made) == 1
 
 
 def test_cache_stays_within_its_bytes():
