@@ -38,7 +38,7 @@ def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
   if not Path(path).is_file():
     raise MediaError(path, "no such file", AGAIN)
   try:
-    with av.open(str(path)) as container:
+    with av.open(str(path), metadata_errors="ignore") as container:  # titles are not always UTF-8
       yield container
   except av.error.FFmpegError as error:
     raise MediaError(path, f"cannot be decoded ({error.strerror})", AGAIN) from error
