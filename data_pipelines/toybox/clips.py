@@ -13,12 +13,24 @@ import numpy as np
 import soxr
 
 from data_pipelines.toybox.library import KNOWN, SAMPLE_RATE_HZ, UNSEEN, Library
-from data_pipelines.toybox.render import render_audio, render_frame
-from data_pipelines.toybox.scene import Difficulty, Scene, Track, Voice, assemble, sample_track, sample_voice
+from data_pipelines.toybox.render import MASK_ALPHA, render_audio, render_frame
+from data_pipelines.toybox.scene import (
+  Difficulty,
+  Scene,
+  Track,
+  Voice,
+  assemble,
+  sample_track,
+  sample_voice,
+)
 
 VIDEO_SIZE = 128
 VIDEO_FPS = 4
 CLIP_SECONDS = 10
+# An object called visible shows at least this share of its area; tried so often, on frames of this size.
+LEAST_SHOWN = 0.4
+PLACEMENTS = 20
+LOOK_SIZE = 48
 # Letters and digits as in YouTube ids, without the two signs that shells and tables trip over.
 ID_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -100,9 +112,29 @@ def finish(
   off_screen: list[Voice],
   seconds: int,
 ) -> Scene:
-  """Shuffles who is in front, places the objects and adds the backdrop."""
-  shuffled = [tracks[i] for i in rng.permutation(len(tracks))]
-  return assemble(rng, library, settings, shuffled, tuple(off_screen), seconds)
+  """Shuffles who is in front, places the objects and adds the backdrop; draws anew what hides an object."""
+  for _ in range(PLACEMENTS):
+    shuffled = [tracks[i] for i in rng.permutation(len(tracks))]
+    scene = assemble(rng, library, settings, shuffled, tuple(off_screen), seconds)
+    if least_shown(scene, library) >= LEAST_SHOWN:
+      break
+  return scene
+
+
+def least_shown(scene: Scene, library: Library) -> float:
+  """Smallest share of an object's area, over objects and five moments, that nothing in front of it covers."""
+  least = 1.0
+  if len(scene.objects) < 2:
+    return least
+  bare = [dataclasses.replace(scene, objects=(track,), off_screen=()) for track in scene.objects]
+  for t in np.linspace(0, scene.seconds, 6)[1:] - 0.5:
+    _, alphas = render_frame(scene, library, float(t), LOOK_SIZE)
+    for alone, alpha in zip(bare, alphas, strict=True):
+      _, (whole,) = render_frame(alone, library, float(t), LOOK_SIZE)
+      area = np.count_nonzero(whole >= MASK_ALPHA)
+      if area:
+        least = min(least, np.count_nonzero(alpha >= MASK_ALPHA) / area)
+  return least
 
 
 def write_mp4(path: Path, scene: Scene, library: Library) -> None:
@@ -111,9 +143,7 @@ def write_mp4(path: Path, scene: Scene, library: Library) -> None:
   One thread and no time stamps of the day: the same scene gives the same bytes.
   """
   with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-    video = container.add_stream(
-      "libx264", rate=VIDEO_FPS, options={"preset": "veryfast", "crf": "20", "g": "8"}
-    )
+    video = container.add_stream("libx264", rate=VIDEO_FPS, options={"preset": "veryfast", "crf": "20", "g": "8"})
     video.width = video.height = VIDEO_SIZE
     video.pix_fmt = "yuv420p"
     video.thread_count = 1

@@ -21,9 +21,7 @@ from data_pipelines.toybox import write_ave, write_avqa, write_avs, write_llp
 from data_pipelines.toybox.clips import Clip, manifest_splits
 from data_pipelines.toybox.library import MEDIA_DIR, Library, load_library
 
-LAYOUTS: dict[str, ModuleType] = {
-  module.FOLDER: module for module in (write_ave, write_llp, write_avs, write_avqa)
-}
+LAYOUTS: dict[str, ModuleType] = {module.FOLDER: module for module in (write_ave, write_llp, write_avs, write_avqa)}
 Sizes = Mapping[str, Mapping[str, int]]
 Progress = Callable[[int, int], None]
 
@@ -102,8 +100,7 @@ def _check_sizes(sizes: Sizes) -> None:
     for split, count in counts.items():
       if split not in SPLITS or not isinstance(count, int) or count < 0:
         raise DataError(
-          f"toybox: sizes[{folder!r}][{split!r}] = {count!r}; "
-          f"splits are {', '.join(SPLITS)}, counts whole numbers from 0"
+          f"toybox: sizes[{folder!r}][{split!r}] = {count!r}; splits are {', '.join(SPLITS)}, counts whole numbers from 0"
         )
 
 
@@ -145,12 +142,7 @@ def _write(root: Path, seed: int, sizes: Sizes, workers: int | None, progress: P
   plans = plan_all(seed, sizes)
   for folder, clips in plans.items():
     LAYOUTS[folder].write_annotations(root, clips, _library("train"), seed)
-  jobs = [
-    (str(root), seed, folder, split, clip.index)
-    for folder, clips in plans.items()
-    for split, members in clips.items()
-    for clip in members
-  ]
+  jobs = [(str(root), folder, clip) for folder, clips in plans.items() for members in clips.values() for clip in members]
   count = workers or min(8, os.cpu_count() or 1)
   if count == 1 or len(jobs) < 2:
     for done, job in enumerate(jobs, 1):
@@ -163,10 +155,9 @@ def _write(root: Path, seed: int, sizes: Sizes, workers: int | None, progress: P
       progress(done, len(jobs))
 
 
-def _write_clip(job: tuple[str, int, str, str, int]) -> None:
-  root, seed, folder, split, index = job
-  library = _library(split)
-  LAYOUTS[folder].write_media(Path(root), LAYOUTS[folder].plan(seed, library, split, index), library)
+def _write_clip(job: tuple[str, str, Clip]) -> None:
+  root, folder, clip = job
+  LAYOUTS[folder].write_media(Path(root), clip, _library(clip.split))
 
 
 def _library(split: str) -> Library:

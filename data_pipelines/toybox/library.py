@@ -1,6 +1,6 @@
 """The embedded pictures, sounds and backgrounds (public domain and CC0, see media/README.md) as arrays.
 
-The manifest splits `train` and `val` together are the KNOWN objects, used by the train, val and test scenes and
+The manifest splits `train` and `val` are the KNOWN objects, used by the train, val and test scenes and
 by pretraining; its split `test` holds the UNSEEN ones, used by the `unseen` sets only.
 """
 
@@ -191,10 +191,7 @@ def _sprite(rgba: np.ndarray, side: int, flip: bool) -> np.ndarray:
   alpha = rgba[..., 3:].astype(np.float32)
   planes = np.concatenate([rgba[..., :3] * (alpha / 255), alpha], axis=-1)
   resized = np.stack(
-    [
-      np.asarray(Image.fromarray(np.ascontiguousarray(planes[..., c])).resize(size, Image.BICUBIC))
-      for c in range(4)
-    ],
+    [np.asarray(Image.fromarray(np.ascontiguousarray(planes[..., c])).resize(size, Image.BICUBIC)) for c in range(4)],
     axis=-1,
   )
   # Bicubic overshoots: colour may be neither negative nor brighter than its own alpha allows.

@@ -309,9 +309,7 @@ TEMPLATES: dict[tuple[str, str], dict[str, Callable[[Facts], Asked]]] = {
     "Is there a <Object> in the entire video?": _one(_seen_words),
     "Are there <Object> and <Object> instruments in the video?": _two(_seen_words),
     "How many <Object> are in the entire video?": _count_each(lambda f, name: f.names.count(name)),
-    "How many types of musical instruments appeared in the entire video?": _count(
-      lambda f: len(set(f.names))
-    ),
+    "How many types of musical instruments appeared in the entire video?": _count(lambda f: len(set(f.names))),
   },
   ("Visual", "Location"): {
     "What is the instrument on the <LR> of <Object>?": _neighbour,
@@ -329,9 +327,7 @@ TEMPLATES: dict[tuple[str, str], dict[str, Callable[[Facts], Asked]]] = {
     "How many instruments in the video did not sound from beginning to end?": _count(
       lambda f: len(f.objects) - len(f.sounding)
     ),
-    "How many types of musical instruments sound in the video?": _count(
-      lambda f: len({f.names[i] for i in f.sounding})
-    ),
+    "How many types of musical instruments sound in the video?": _count(lambda f: len({f.names[i] for i in f.sounding})),
   },
   ("Audio-Visual", "Location"): {
     "Which is the musical instrument that sounds at the same time as the <Object>?": _same_time,
@@ -340,13 +336,9 @@ TEMPLATES: dict[tuple[str, str], dict[str, Callable[[Facts], Asked]]] = {
     "What is the <LR> instrument of the <FL> sounding instrument?": _beside_end,
   },
   ("Audio-Visual", "Comparative"): {
-    "Is the instrument on the <LR> more rhythmic than the instrument on the <LR>?": _compare_seen(
-      _rhythmic, False
-    ),
+    "Is the instrument on the <LR> more rhythmic than the instrument on the <LR>?": _compare_seen(_rhythmic, False),
     "Is the instrument on the <LR> louder than the instrument on the <LR>?": _compare_seen(_louder, False),
-    "Is the <Object> on the <LR> more rhythmic than the <Object> on the <LR>?": _compare_seen(
-      _rhythmic, True
-    ),
+    "Is the <Object> on the <LR> more rhythmic than the <Object> on the <LR>?": _compare_seen(_rhythmic, True),
     "Is the <Object> on the <LR> louder than the <Object> on the <LR>?": _compare_seen(_louder, True),
   },
   ("Audio-Visual", "Temporal"): {
@@ -361,7 +353,7 @@ if tuple(TEMPLATES) != QUESTION_TYPES:
 
 
 def tokens(template: str, values: tuple[str, ...]) -> list[str]:
-  """Words of a question as the benchmark splits it: the last sign is dropped, every slot takes its next value."""
+  """Words of a question as the benchmark splits it: without the last sign, slots filled from `values`."""
   words = template.rstrip()[:-1].split(" ")
   left = iter(values)
   return [next(left) if "<" in item else item for item in words]

@@ -18,9 +18,7 @@ MASK_ALPHA = 128
 CLIP_KNEE = 0.6
 
 
-def render_frame(
-  scene: Scene, library: Library, t_seconds: float, size: int
-) -> tuple[np.ndarray, list[np.ndarray]]:
+def render_frame(scene: Scene, library: Library, t_seconds: float, size: int) -> tuple[np.ndarray, list[np.ndarray]]:
   """Paints one frame.
 
   Args:
@@ -33,9 +31,7 @@ def render_frame(
   """
   if not 0 <= t_seconds < scene.seconds:
     raise ValueError(f"t_seconds {t_seconds} is outside [0, {scene.seconds})")
-  rgb = library.last(
-    "backdrop", (scene.backdrop, size), lambda: render_backdrop(scene.backdrop, library, size)
-  ).copy()
+  rgb = library.last("backdrop", (scene.backdrop, size), lambda: render_backdrop(scene.backdrop, library, size)).copy()
   alphas = [np.zeros((size, size), np.uint8) for _ in scene.objects]
   for i, track in enumerate(scene.objects):
     if not track.visible[int(t_seconds)]:
@@ -68,9 +64,7 @@ def render_backdrop(backdrop: Backdrop, library: Library, size: int) -> np.ndarr
   image = image.resize((size, size), Image.BILINEAR, box=(left, top, left + side, top + side))
   if backdrop.flip:
     image = image.transpose(Image.FLIP_LEFT_RIGHT)
-  levels = (
-    np.arange(256, dtype=np.float32)[None] * np.asarray(backdrop.gain, np.float32)[:, None] + backdrop.bias
-  )
+  levels = np.arange(256, dtype=np.float32)[None] * np.asarray(backdrop.gain, np.float32)[:, None] + backdrop.bias
   table = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
   return np.array(image.point(table.reshape(-1).tolist()))
 
@@ -97,9 +91,7 @@ def soft_clip(wave: np.ndarray) -> np.ndarray:
   if loud.any():
     room = 1 - CLIP_KNEE
     high = wave[loud]
-    wave[loud] = np.sign(high) * (
-      CLIP_KNEE + room * np.tanh((np.abs(high) - CLIP_KNEE) / room) * np.float32(0.999)
-    )
+    wave[loud] = np.sign(high) * (CLIP_KNEE + room * np.tanh((np.abs(high) - CLIP_KNEE) / room) * np.float32(0.999))
   return wave
 
 

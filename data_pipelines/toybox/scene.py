@@ -96,7 +96,7 @@ class Track:
 
 @dataclasses.dataclass(frozen=True)
 class Backdrop:
-  """Index into `library.backgrounds`, square crop (left, top, side, in its pixels), mirror, RGB gain, bias."""
+  """Index into `library.backgrounds`, square crop (left, top, side in pixels), mirror, RGB gain, bias."""
 
   background: int
   crop: tuple[float, float, float]
@@ -232,9 +232,7 @@ def sample_voice(
   sound = int(rng.integers(len(library.sounds[class_id])))
   length = len(library.sounds[class_id][sound].wave) / 32000
   choices = (2, 3, 4) if length < 0.5 else (1, 1, 1, 2, 3)
-  return Voice(
-    class_id, sound, sounding, float(rng.uniform(*gain)), int(rng.choice(choices)), int(rng.integers(3))
-  )
+  return Voice(class_id, sound, sounding, float(rng.uniform(*gain)), int(rng.choice(choices)), int(rng.integers(3)))
 
 
 def sample_track(
@@ -252,7 +250,7 @@ def sample_track(
 
 
 def sample_backdrop(rng: np.random.Generator, library: Library, jitter: float) -> Backdrop:
-  """A random square crop (85 to 100 % of the height) of a random background, tinted, mirrored half the time."""
+  """A random background, cropped to a square (85 to 100 % of its height), tinted, mirrored half the time."""
   background = int(rng.integers(len(library.backgrounds)))
   height, width = library.backgrounds[background].shape[:2]
   across, down, zoom = rng.random(3)
@@ -303,11 +301,7 @@ def _free(rng: np.random.Generator, tracks: list[Track], settings: Difficulty) -
     reach = settings.speed
     x1 = float(np.clip(x0 + reach * (2 * u1 - 1), margin, 1 - margin))
     y1 = float(np.clip(y0 + reach * (2 * v1 - 1), margin, 1 - margin))
-    moved.append(
-      dataclasses.replace(
-        track, x0=float(x0), y0=float(y0), x1=x1, y1=y1, bend=float(settings.bend * (2 * b - 1))
-      )
-    )
+    moved.append(dataclasses.replace(track, x0=float(x0), y0=float(y0), x1=x1, y1=y1, bend=float(settings.bend * (2 * b - 1))))
   return moved
 
 

@@ -98,12 +98,9 @@ def _with_gains(rng: np.random.Generator, scene: Scene) -> Scene:
     return dataclasses.replace(voice, gain=GAINS[int(next(order))])
 
   objects = tuple(
-    track if track.voice is None else dataclasses.replace(track, voice=regain(track.voice))
-    for track in scene.objects
+    track if track.voice is None else dataclasses.replace(track, voice=regain(track.voice)) for track in scene.objects
   )
-  return dataclasses.replace(
-    scene, objects=objects, off_screen=tuple(regain(voice) for voice in scene.off_screen)
-  )
+  return dataclasses.replace(scene, objects=objects, off_screen=tuple(regain(voice) for voice in scene.off_screen))
 
 
 def candidates(clips: Sequence[Clip], library: Library) -> list[Question]:
@@ -117,9 +114,7 @@ def candidates(clips: Sequence[Clip], library: Library) -> list[Question]:
   return found
 
 
-def choose(
-  clips: Sequence[Clip], library: Library, rng: np.random.Generator, per_clip: int
-) -> list[Question]:
+def choose(clips: Sequence[Clip], library: Library, rng: np.random.Generator, per_clip: int) -> list[Question]:
   """Takes `per_clip` questions of different types per clip; types, templates, answers as even as can be.
 
   Greedy: the type used least, in it the template used least, in it the answer the type has least of.
@@ -140,13 +135,9 @@ def choose(
     if not open_kinds:
       return sorted(chosen, key=lambda q: q.clip)
     # Scarce types first, so that the last free places are not taken by types that could go anywhere.
-    kind = min(
-      open_kinds, key=lambda k: (used[k], sum(len(a) for t in pools[k].values() for a in t.values()))
-    )
+    kind = min(open_kinds, key=lambda k: (used[k], sum(len(a) for t in pools[k].values() for a in t.values())))
     template = min(pools[kind], key=lambda name: (used[kind, name], name))
-    answer = min(
-      pools[kind][template], key=lambda name: (used[kind, "=", name], used[kind, template, name], name)
-    )
+    answer = min(pools[kind][template], key=lambda name: (used[kind, "=", name], used[kind, template, name], name))
     q = pools[kind][template][answer].pop()
     used.update([kind, (kind, template), (kind, "=", answer), (kind, template, answer)])
     room[q.clip] -= 1

@@ -81,10 +81,6 @@ def write_annotations(root: Path, clips: Mapping[str, Sequence[Clip]], library: 
   """s4_meta_data.csv and categories.txt. No chance here: `seed` is not used."""
   del seed
   folder = root / FOLDER / "Single-source"
-  rows = [
-    f"{clip.id},0,{category(clip.class_id, library)},{split}"
-    for split, members in clips.items()
-    for clip in members
-  ]
+  rows = [f"{clip.id},0,{category(clip.class_id, library)},{split}" for split, members in clips.items() for clip in members]
   write_lines(folder / "s4_meta_data.csv", ["name,start_time,category,split", *rows])
   write_lines(root / FOLDER / "categories.txt", [category(class_id, library) for class_id in library.classes])

@@ -41,9 +41,7 @@ def plan(seed: int, library: Library, split: str, index: int) -> Clip:
   count = 1 + int(rng.choice(3, p=NUM_CLASSES))
   class_id = library.classes[index % len(library.classes)]
   tracks, off_screen = [], []
-  for name, kind in zip(
-    [class_id, *other_classes(rng, library, count - 1, class_id)], _kinds(rng, count), strict=True
-  ):
+  for name, kind in zip([class_id, *other_classes(rng, library, count - 1, class_id)], _kinds(rng, count), strict=True):
     sounding = sample_runs(rng, CLIP_SECONDS, 0.55)
     visible = (True,) * CLIP_SECONDS
     if rng.random() >= ALWAYS_VISIBLE:
@@ -84,11 +82,7 @@ def dense(clip: Clip, library: Library) -> dict[str, list[tuple[int, int, str]]]
   for track in clip.scene.objects:
     seen[track.class_id] = [a or b for a, b in zip(seen[track.class_id], track.visible, strict=True)]
   return {
-    kind: [
-      (start, end, name(class_id, library))
-      for class_id in library.classes
-      for start, end in runs(table[class_id])
-    ]
+    kind: [(start, end, name(class_id, library)) for class_id in library.classes for start, end in runs(table[class_id])]
     for kind, table in (("audio", heard), ("visual", seen))
   }
 
