@@ -185,3 +185,13 @@ def encoder_dtype(config: ConfigDict) -> Any:
   if name == "auto":
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
   return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
+
+
+def listing() -> str:
+  """Methods, tasks, encoders and datasets, one line each."""
+  first = lambda cls: (cls.__doc__ or "").strip().splitlines()[0]  # noqa: E731
+  lines = ["methods:", *(f"  {name:16s}{first(cls)}" for name, cls in METHODS.items()),
+           "tasks:", *(f"  {name:16s}{first(cls)} [dataset {data}]" for name, (cls, data) in TASKS.items()),
+           "encoders:", *(f"  {name:16s}{first(cls)}" for name, (cls, _) in ENCODERS.items()),
+           "datasets:", *(f"  {name:16s}{first(cls)}" for name, cls in DATASETS.items())]
+  return "\n".join(lines)

@@ -27,7 +27,7 @@ def forward(encoders: Tree, method: Any, task: Any, trainable: Tree, frozen: Tre
   modules = {m: e.bind({"params": frozen["encoders"][m]}) for m, e in encoders.items() if m in batch}
   query = _query(encoders, method, task, trainable, frozen, state, batch) if method.needs_query else None
   streams = {m: _embed(module, batch[m]) for m, module in modules.items()}
-  streams = method.adapt({}, "embed", 0, streams)
+  streams = method.adapt({"trainable": trainable, "frozen": frozen}, "embed", 0, streams)  # there is no context before the stems
   streams = {m: module.positions(streams[m]) if hasattr(module, "positions") else streams[m] for m, module in modules.items()}
   context = method.start(task, trainable, frozen, state, past, streams, query=query, rng=rng, train=train)
   streams = method.adapt(context, "stem", 0, streams)

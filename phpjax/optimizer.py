@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import optax
+from jax.flatten_util import ravel_pytree
 
 from phpjax import partition
 
@@ -44,10 +46,28 @@ def make(opt: Settings, label_fn: Callable[[Any], Any] = partition.live_labels) 
   """
   transforms: dict[str, optax.GradientTransformation] = {"frozen": optax.set_to_zero()}
   for label, group in opt.groups:
-    transforms[label] = optax.chain(
+    transforms[label] = flat(optax.chain(
       optax.clip_by_global_norm(opt.clip_norm), optax.scale_by_adam(opt.b1, opt.b2, opt.eps),
-      optax.add_decayed_weights(group.weight_decay), optax.scale(-group.lr))
+      optax.add_decayed_weights(group.weight_decay), optax.scale(-group.lr)))
   return optax.partition(transforms, label_fn)
+
+
+def flat(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Runs `inner` on one vector of all leaves instead of hundreds of small ones, which XLA would compile one by one.
+
+  As optax.flatten, but a label without leaves is allowed.
+  """
+  def init(params: Any) -> Any:
+    return inner.init(ravel_pytree(params)[0]) if jax.tree.leaves(params) else optax.EmptyState()
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    if not jax.tree.leaves(updates):
+      return updates, state
+    vector, unravel = ravel_pytree(updates)
+    vector, state = inner.update(vector, state, ravel_pytree(params)[0])
+    return unravel(vector), state
+
+  return optax.GradientTransformation(init, update)
 
 
 def make_masked(opt: Settings, task: str, uses: tuple[str, ...]) -> optax.GradientTransformation:

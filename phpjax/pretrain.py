@@ -7,6 +7,7 @@ from known objects only. Everything is a pure function of the config.
 """
 from __future__ import annotations
 
+import collections
 import functools
 import multiprocessing
 import pathlib
@@ -103,7 +104,13 @@ def batches(steps: range, c: ConfigDict, sizes: tuple[int, int, int]) -> Iterato
     yield from map(draw, steps)
     return
   with multiprocessing.get_context("spawn").Pool(c.num_workers) as pool:
-    yield from pool.imap(draw, steps)
+    waiting: collections.deque[Any] = collections.deque()  # bounded: the pool would draw far ahead and fill the memory
+    for step in steps:
+      waiting.append(pool.apply_async(draw, (step,)))
+      if len(waiting) > 4 * c.num_workers:
+        yield waiting.popleft().get()
+    while waiting:
+      yield waiting.popleft().get()
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 
 from phpjax.metrics import METRICS, ave, avqa, avs, avvp, rows
+from phpjax.metrics.avqa import QUESTION_TYPES
 
 Arrays = Mapping[str, np.ndarray]
+
+__all__ = ["QUESTION_TYPES", "main_metric", "statistics", "summarise", "trivial", "trivial_labels"]
 
 
 def main_metric(task: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
@@ -71,13 +72,15 @@ class Steps:
       return sum(losses.values()), (losses, state)
 
     (loss, (losses, state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(live.trainable)
-    updates, opt_state = self.tx.update(grads, live.opt_state, live.trainable)
-    updates = {part: jax.tree.map(lambda u, part=part: u * lr_scale[part], tree) for part, tree in updates.items()}
-    norm = optax.global_norm(grads)
+
+    def apply() -> Live:
+      updates, opt_state = self.tx.update(grads, live.opt_state, live.trainable)
+      updates = {part: jax.tree.map(lambda u: u * lr_scale[part], tree) for part, tree in updates.items()}  # noqa: B023
+      return Live(optax.apply_updates(live.trainable, updates), opt_state, state)
+
+    norm = jnp.linalg.norm(jax.flatten_util.ravel_pytree(grads)[0])
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-    new = Live(optax.apply_updates(live.trainable, updates), opt_state, state)
-    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, live)
-    return new, {"loss": loss, "losses": losses, "grad_norm": norm, "finite": finite}
+    return jax.lax.cond(finite, apply, lambda: live), {"loss": loss, "losses": losses, "grad_norm": norm, "finite": finite}
 
   def _predict(self, task: Any, trainable: Tree, state: Tree, frozen: Tree, past: Tree | None, constants: Tree, batch: Tree) -> Tree:
     """Evaluation mode -> the task's scores, arrays with a leading B."""

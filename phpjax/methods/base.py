@@ -87,7 +87,10 @@ class Method:
     return {}
 
   def adapt(self, context: Tree, site: str, step: int, streams: Tree) -> Tree:
-    """Changes streams at a site: "embed" (text, before positions), "stem", then per step "input", "attention", "mlp"."""
+    """Changes streams at a site: "embed", "stem", then per step "input", "attention", "mlp".
+
+    At "embed" (text, before positions) `start` has not run yet: the context is {"trainable", "frozen"} there.
+    """
     del context, site, step
     return streams
 

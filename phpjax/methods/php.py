@@ -159,6 +159,8 @@ class PHP(Method):
 
   def adapt(self, context: Tree, site: str, step: int, streams: Tree) -> Tree:
     """Shallow adapters: both modalities read the un-adapted pair; identity where a partner is absent."""
+    if site not in ("attention", "mlp"):
+      return streams
     params = context["adapters"].get(f"step_{step}_{site}")
     if params is None or any(m not in streams for m in PAIR):
       return streams

@@ -95,7 +95,7 @@ class AVVP(EventTask):
 
   def init_calibration(self) -> Tree:
     """A scale per modality and a bias per modality and class turn log-shares into log-odds."""
-    return {m: {"log_scale": jnp.full((), -1.0), "bias": jnp.full((self.num_classes,), 0.5)} for m in EVENT_MODALITIES}
+    return {m: {"log_scale": jnp.full((), -1.0, jnp.float32), "bias": jnp.full((self.num_classes,), 0.5, jnp.float32)} for m in EVENT_MODALITIES}
 
   def calibrate(self, calibration: Tree, logits: Tree) -> Tree:
     """Similarities [B, T, C + 1], background last -> log-odds [B, T, C]: the scaled log-share of a class plus a bias."""

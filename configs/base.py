@@ -1,0 +1,90 @@
+"""Every field that the code reads, set once; and the variants that all experiments share."""
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("full", "toybox", "tiny")
+
+# Sizes of PHP's modules. Full: the release's. Nano and tiny encoders have narrower layers and so smaller prompts.
+PHP = {
+  "full": {"num_mid_prompts": 32, "codebook_size": 256, "generator_depth": 3, "deep_length": 10, "num_latents": 32,
+           "shallow": (0, 1), "mid": (3, 4), "deep": (5, 6, 7, 8, 9, 10, 11), "audio_logit_scale": "released"},
+  "toybox": {"num_mid_prompts": 8, "codebook_size": 16, "generator_depth": 1, "deep_length": 4, "num_latents": 8,
+             "shallow": (0, 1), "mid": (3, 4), "deep": (5, 6, 7, 8, 9, 10, 11),
+             "audio_logit_scale": "exp"},  # the nano audio tower was trained with the exponential
+  "tiny": {"num_mid_prompts": 4, "codebook_size": 8, "generator_depth": 2, "deep_length": 2, "num_latents": 4,
+           "shallow": (0,), "mid": (1,), "deep": (2, 3), "audio_logit_scale": "exp"},
+}
+
+
+def base() -> ConfigDict:
+  """Full size: the user's data and weights."""
+  c = ConfigDict()
+  c.seed = 0
+  c.tasks = ("ave", "avvp", "avs", "avqa")  # learned in this order
+  c.batch_size = 32  # over all devices
+  c.eval_batch_size = 32
+  c.num_epochs = 10  # per task
+  c.task_id = "given"  # the task is known at test time
+  c.on_nonfinite = "stop"  # or "skip": leave out a step whose loss or gradient is not finite, and count it
+  c.mesh = (-1, 1)  # devices along (data, fsdp); -1: all that are left
+  c.resume = True  # continue a workdir that holds checkpoints
+  c.log_every_steps = 10
+  c.encoder_dtype = "auto"  # bfloat16 on accelerators, float32 on CPU
+
+  c.method = ConfigDict({"name": "linear_probe", "compat": "paper"})
+
+  c.encoders = ConfigDict({  # weights: a folder written by phpjax.convert
+    "visual": {"name": "clip_vit_b32", "weights": ""},
+    "audio": {"name": "ast_base", "weights": ""},
+    "text": {"name": "clip_text_b32", "weights": ""},
+  })
+
+  c.data = ConfigDict()
+  c.data.root = ""  # holds AVE, LLP, AVSBench, MUSIC-AVQA; empty with toybox: a cache folder of the user
+  c.data.toybox = ""  # "default" or "tiny": compose the embedded data instead
+  c.data.toybox_seed = 0
+  c.data.on_bad_clip = "error"  # or "skip": leave out clips that cannot be read, and list them
+  c.data.num_threads = 2  # decoding
+
+  c.opt = ConfigDict({  # Adam, decoupled weight decay, one setting per label of phpjax/partition.py
+    "shared": {"lr": 3e-4, "weight_decay": 0.0},
+    "prompts": {"lr": 3e-4, "weight_decay": 0.0},
+    "head": {"lr": 3e-4, "weight_decay": 1e-5},
+    "b1": 0.9, "b2": 0.999, "eps": 1e-8,
+    "clip_norm": 0.5,  # of the gradient, per label
+    "min_scale": 1 / 300,  # the cosine ends at this share of the rate (3e-4 -> 1e-6)
+    "later_shared_scale": 1.0,  # slows the shared parameters down after the first task
+  })
+  return c
+
+
+def nano(c: ConfigDict) -> ConfigDict:
+  """The embedded data and encoders: minutes on two CPU cores."""
+  c.encoders = ConfigDict({m: {"name": f"nano_{kind}", "weights": "shipped"}
+                           for m, kind in (("visual", "vit"), ("audio", "ast"), ("text", "text"))})
+  c.data.toybox = "default"
+  c.batch_size = 16
+  c.num_epochs = 5
+  for label in ("shared", "prompts", "head"):
+    c.opt[label].lr = 2e-3
+  c.opt.clip_norm = 1.0
+  c.opt.later_shared_scale = 0.1
+  return c
+
+
+def tiny(c: ConfigDict) -> ConfigDict:
+  """Random encoders of four layers and a dozen clips: seconds, for tests."""
+  c = nano(c)
+  c.encoders = ConfigDict({m: {"name": f"tiny_{kind}", "weights": "random"}
+                           for m, kind in (("visual", "vit"), ("audio", "ast"), ("text", "text"))})
+  c.data.toybox = "tiny"
+  c.batch_size, c.eval_batch_size, c.num_epochs, c.log_every_steps = 2, 4, 1, 1
+  return c
+
+
+def choose(c: ConfigDict, variant: str) -> ConfigDict:
+  """Applies a variant; raises ValueError for an unknown one."""
+  if variant not in VARIANTS:
+    raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
+  return {"full": lambda c: c, "toybox": nano, "tiny": tiny}[variant](c)

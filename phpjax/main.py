@@ -1,0 +1,82 @@
+"""Command line: `python -m phpjax.main --config=configs/php_avqa.py:toybox --workdir=DIR`.
+
+Exit codes: 0 done; 2 something the user can mend, named in one line; 42 stopped by a signal after saving (run the same command again).
+"""
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from phpjax import experiment, results, run, train
+from phpjax.errors import UserError
+
+EXIT_USER, EXIT_STOPPED = 2, 42
+MODES = ("train", "evaluate", "dry_run")
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :variant.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: results, checkpoints, figures. Continued if it exists.")
+_MODE = flags.DEFINE_enum("mode", "train", MODES, "train: learn and evaluate; evaluate: evaluate a workdir again; dry_run: print "
+                          "config, data counts, parameters and memory, and stop.")
+_LIST = flags.DEFINE_bool("list", False, "Print methods, tasks, encoders and datasets, and stop.")
+
+
+def main(argv: list[str]) -> None:
+  """Dispatches; absl calls it."""
+  if len(argv) > 1:
+    raise UserError(f"unexpected arguments {' '.join(argv[1:])}: options start with --")
+  if _LIST.value:
+    print(experiment.listing())
+    return
+  if _CONFIG.value is None:
+    raise UserError("--config is missing: for example --config=configs/php_avqa.py:toybox")
+  config = _CONFIG.value
+  needs_workdir = _MODE.value != "dry_run"
+  found = experiment.problems(config) + (["--workdir is missing"] if needs_workdir and not _WORKDIR.value else [])
+  if found:
+    raise UserError("; ".join(found))
+  if _MODE.value == "dry_run":
+    with run.open_run(config, None) as opened:
+      print(results.dry_run(opened, run.begin))
+    return
+  folder = pathlib.Path(_WORKDIR.value).expanduser()
+  {"train": train.train_and_evaluate, "evaluate": train.evaluate_again}[_MODE.value](config, folder)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """absl's parser with exit 0 for --help and one line for a bad config."""
+  if any(a in ("--help", "-help", "--helpshort", "-h") for a in argv):
+    print(f"{__doc__}\n{flags.FLAGS.get_key_flags_for_module(sys.modules[__name__]) and flags.FLAGS.main_module_help()}")
+    sys.exit(0)
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError, OSError, ValueError) as error:
+    raise UserError(f"bad --config: {str(error).strip(chr(34))}") from error
+
+
+def guarded(function: Callable[[], Any]) -> int:
+  """Runs a command -> its exit code; errors the user can mend become one line on stderr."""
+  try:
+    function()
+  except UserError as error:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return EXIT_USER
+  except run.Stopped:
+    return EXIT_STOPPED
+  return 0
+
+
+def cli() -> None:
+  """Entry point."""
+  sys.exit(guarded(lambda: main(parse_flags(sys.argv))))
+
+
+if __name__ == "__main__":
+  cli()

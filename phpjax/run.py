@@ -1,0 +1,236 @@
+"""A run at work: its objects, where it is, and how it opens, saves, restores and stops."""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data_pipelines import DataError, Dataset, loader
+from phpjax import checkpoint, experiment, optimizer, partition, results, sharding, workdir
+from phpjax.errors import UserError
+from phpjax.logs import MetricsLog
+from phpjax.progress import Progress
+from phpjax.steps import Live, Steps
+
+Tree = dict[str, Any]
+
+
+class Stopped(Exception):
+  """A signal asked to stop; everything is saved."""
+
+
+@dataclasses.dataclass
+class Position:
+  """How far a run is: `batch` batches of `epoch` of task `task` are done, `step` steps in all, `saves` checkpoints."""
+
+  task: int = 0
+  epoch: int = 0
+  batch: int = 0
+  step: int = 0
+  saves: int = 0
+  seconds: float = 0.0
+
+
+@dataclasses.dataclass
+class Run:
+  """A run at work."""
+
+  experiment: experiment.Experiment
+  datasets: dict[str, Dataset]
+  steps: Steps
+  mesh: Mesh
+  folder: pathlib.Path | None
+  checkpoints: checkpoint.Checkpoints | None
+  log: MetricsLog
+  progress: Progress
+  params: Tree
+  state: Tree
+  live: Live | None = None
+  position: Position = dataclasses.field(default_factory=Position)
+  history: Tree = dataclasses.field(default_factory=lambda: {"matrix": [], "unseen": [], "per_task": [], "skipped": 0})
+  started: float = dataclasses.field(default_factory=time.monotonic)
+  stop: bool = False
+  cached_constants: Tree = dataclasses.field(default_factory=dict)
+
+  @property
+  def config(self) -> ConfigDict:
+    return self.experiment.config
+
+  @property
+  def names(self) -> list[str]:
+    return list(self.experiment.tasks)
+
+  def source(self, name: str, split: str) -> Any:
+    """The examples of a split."""
+    return self.datasets[name].examples(split, self.experiment.media, on_bad_clip=self.config.data.on_bad_clip)
+
+  def batches(self, name: str, split: str, *, batch_size: int, shuffle: bool, epoch: int = 0, start: int = 0) -> Iterator[Tree]:
+    """This process's batches of one epoch."""
+    return loader.batches(
+      self.source(name, split), batch_size=batch_size, seed=self.config.seed, shuffle=shuffle, epoch=epoch, start=start,
+      process_index=jax.process_index(), process_count=jax.process_count(), num_threads=self.config.data.num_threads)
+
+  def num_batches(self, name: str) -> int:
+    """Training batches of an epoch."""
+    return loader.num_batches(self.datasets[name].records("train"), self.config.batch_size)
+
+  def parts(self, name: str) -> tuple[Tree, Tree]:
+    """(trainable, frozen) of a task."""
+    return partition.split(self.params, name, self.experiment.method.uses(self.experiment.tasks[name]))
+
+  def past(self, name: str) -> Tree | None:
+    """Other tasks' prompts, for methods that read them."""
+    return partition.stack_past(self.params, name, len(self.names)) if self.experiment.method.needs_past else None
+
+  def constants(self, name: str) -> Tree:
+    """A task's constants, once per task and on every device."""
+    if name not in self.cached_constants:
+      made = self.experiment.tasks[name].constants(self.experiment.encoders)
+      self.cached_constants[name] = sharding.put_replicated(made, self.mesh)
+    return self.cached_constants[name]
+
+  def predictor(self, name: str) -> Callable[[Tree], Tree]:
+    """batch -> the task's scores, with the task's stored prompts and the shared parameters of now."""
+    task, (trainable, frozen) = self.experiment.tasks[name], self.parts(name)
+    state = {"shared": self.state["shared"], "task": self.state["tasks"][name]}
+    keys = tuple(k for k in task.device_keys if not k.startswith("label"))
+    inputs = (self.past(name), self.constants(name))
+    return lambda batch: self.steps.predict(task, trainable, state, frozen, *inputs, sharding.put_batch(batch, self.mesh, keys))
+
+  def train_inputs(self, name: str) -> tuple[Tree, Tree | None, Tree]:
+    """(frozen, past, constants) of a task's training step."""
+    return self.parts(name)[1], self.past(name), self.constants(name)
+
+  def lower_train(self, name: str) -> jax.stages.Lowered:
+    """The training step of a task, traced on a batch of the first clip, for what the compiler knows of it."""
+    batch = next(self.batches(name, "train", batch_size=self.config.batch_size, shuffle=False))
+    rows = sharding.put_batch(batch, self.mesh, self.experiment.tasks[name].device_keys)
+    scale = {"shared": 1.0, "task": 1.0}
+    return self.steps.train.lower(self.experiment.tasks[name], self.live, *self.train_inputs(name), rows, jax.random.key(0), scale)
+
+  def items(self) -> Tree:
+    """What a checkpoint holds beside its meta data."""
+    live = {} if self.live is None else {"live": {"opt_state": self.live.opt_state, "state": self.live.state}}
+    states = {"state": self.state} if jax.tree.leaves(self.state) else {}
+    return {"shared": self.params["shared"], **{f"task_{n}": t for n, t in self.params["tasks"].items()}, **states, **live}
+
+  def absorb(self) -> None:
+    """Puts what the current task has learned so far into the whole trees (its arrays are donated at every step)."""
+    if self.live is None:
+      return
+    name = self.names[self.position.task]
+    self.params = partition.merge(self.params, self.live.trainable, name)
+    self.state = {"shared": self.live.state["shared"], "tasks": {**self.state["tasks"], name: self.live.state["task"]}}
+
+  def save(self) -> None:
+    """Writes a checkpoint of this moment."""
+    self.absorb()
+    self.position.saves += 1
+    seconds = self.position.seconds + time.monotonic() - self.started
+    infos = {name: dataclasses.asdict(info) for name, info in self.experiment.infos.items()}
+    meta = {"position": {**dataclasses.asdict(self.position), "seconds": seconds}, "history": self.history, "infos": infos,
+            "learned": list(self.params["tasks"]), "live": self.live is not None,
+            "config": workdir.plain(self.config), "weights": results.weights(self.experiment)}
+    self.checkpoints.save(self.position.saves, self.items(), meta)
+
+
+@contextlib.contextmanager
+def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
+  """Builds everything and closes it again; without a folder nothing is written (dry run)."""
+  mesh = sharding.make_mesh(tuple(config.mesh))
+  with Progress(primary=jax.process_index() == 0) as progress:
+    datasets = experiment.open_datasets(config, lambda done, total: progress.evaluation("composing the toybox", done, total))
+    built = experiment.build(config, {name: experiment.describe(name, data) for name, data in datasets.items()})
+    checkpoints = None
+    if folder is not None:
+      workdir.claim(folder, config)
+      checkpoints = checkpoint.Checkpoints(folder)
+    log = MetricsLog(folder or "", resume_step=resume_step(checkpoints), primary=folder is not None and jax.process_index() == 0)
+    params, state = built.init()
+    params = {k: sharding.put_replicated(v, mesh) for k, v in params.items()}
+    steps = Steps(built.modules, built.method, optimizer.settings(config.opt), mesh)
+    try:
+      yield Run(built, datasets, steps, mesh, folder, checkpoints, log, progress, params, state)
+    except DataError as error:
+      raise UserError(str(error)) from error
+    finally:
+      log.close()
+      if checkpoints is not None:
+        checkpoints.close()
+
+
+def resume_step(checkpoints: checkpoint.Checkpoints | None) -> int:
+  """Optimizer steps done at the newest checkpoint."""
+  steps = checkpoints.steps() if checkpoints else []
+  return checkpoints.read_meta(steps[0])["position"]["step"] if steps else 0
+
+
+def restore(run: Run) -> bool:
+  """Goes to the newest good checkpoint, if any; raises UserError when the weights are others now."""
+  def open_step(step: int) -> bool:
+    meta = run.checkpoints.read_meta(step)
+    if (now := results.weights(run.experiment)) != meta["weights"]:
+      raise UserError(f"--workdir={run.folder} was trained with other encoder weights ({meta['weights']}, now {now}): "
+                      "point encoders.*.weights to the old files or take another --workdir")
+    run.position, run.history = Position(**meta["position"]), meta["history"]
+    for name in meta["learned"]:
+      add_task(run, name)
+    if meta["live"]:
+      begin(run, run.names[run.position.task])
+    restored = run.checkpoints.restore(step, run.items())
+    tasks = {name: {**tree, **restored.get(f"task_{name}", {})} for name, tree in run.params["tasks"].items()}
+    run.params = {**run.params, "shared": restored.get("shared", {}), "tasks": tasks}
+    run.state = restored.get("state", run.state)
+    if run.live is not None:
+      trainable, _ = run.parts(run.names[run.position.task])
+      run.live = Live(trainable, restored["live"]["opt_state"], {**run.live.state, **restored["live"].get("state", {})})
+    run.progress.note(f"continuing at task {run.position.task + 1}/{len(run.names)}, epoch {run.position.epoch}, step {run.position.step}")
+    return True
+
+  if not run.config.resume and run.checkpoints.steps():
+    raise UserError(f"--workdir={run.folder} holds checkpoints and resume=False: take another --workdir")
+  return bool(checkpoint.newest_good(run.checkpoints, open_step))
+
+
+def add_task(run: Run, name: str) -> None:
+  """A task's parameters and state, on the mesh."""
+  params, state = run.experiment.add_task(run.params, run.state, name)
+  tree = sharding.put_replicated(params["tasks"][name], run.mesh)
+  run.params = {**params, "tasks": {**params["tasks"], name: tree}}
+  run.state = sharding.put_replicated(state, run.mesh)
+
+
+def begin(run: Run, name: str) -> None:
+  """Fresh optimizer state for a task: momentum of other tasks is forgotten."""
+  if name not in run.params["tasks"]:
+    add_task(run, name)
+  trainable, _ = run.parts(name)
+  run.live = Live(trainable, run.steps.init_optimizer(trainable), {"shared": run.state["shared"], "task": run.state["tasks"][name]})
+
+
+@contextlib.contextmanager
+def stop_on_signal(run: Run) -> Iterator[None]:
+  """SIGTERM or SIGINT asks the run to save after the current step; a second one stops at once."""
+  def ask(number: int, frame: Any) -> None:
+    del frame
+    signal.signal(number, signal.SIG_DFL)
+    run.stop = True
+    run.progress.note(f"{signal.Signals(number).name}: saving after this step; the same command continues")
+
+  try:
+    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+  except ValueError:  # not the main thread (a notebook's worker, a test): signals stay with their owner
+    old = {}
+  try:
+    yield
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)

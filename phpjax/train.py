@@ -1,0 +1,126 @@
+"""Learns one task after another and evaluates all tasks seen so far; a run that stopped goes on where it was."""
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import time
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from data_pipelines import loader
+from phpjax import evaluate, optimizer, results, scoring, sharding, workdir
+from phpjax.errors import UserError
+from phpjax.run import Run, Stopped, add_task, begin, open_run, restore, stop_on_signal
+
+Tree = dict[str, Any]
+EVALUATION_SPLITS = ("test", "unseen")
+
+
+def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
+  """Runs, or continues, the whole sequence; returns results.json's content. Raises UserError and Stopped."""
+  with open_run(config, folder) as run, stop_on_signal(run):
+    restore(run)
+    totals = [run.num_batches(name) * config.num_epochs for name in run.names]
+    run.progress.start(sum(totals), run.position.step)
+    for index in range(run.position.task, len(run.names)):
+      learn(run, index)
+      evaluate_seen(run, index)
+      run.live = None
+      run.position = dataclasses.replace(run.position, task=index + 1, epoch=0, batch=0)
+      run.save()
+    run.checkpoints.wait()
+    return results.finish(run)
+
+
+def evaluate_again(config: ConfigDict, folder: pathlib.Path) -> Tree:
+  """Evaluates every task that the workdir's newest checkpoint has learned; writes evaluation.json."""
+  with open_run(config, folder) as run:
+    if not restore(run) or not (learned := run.position.task):
+      raise UserError(f"--workdir={folder} has no learned task to evaluate: train first (--mode=train)")
+    run.history = {**run.history, "per_task": []}
+    evaluate_seen(run, learned - 1)
+    workdir.write_json(folder / "evaluation.json", {"tasks": run.names[:learned], "per_task": run.history["per_task"]})
+    return run.history
+
+
+def learn(run: Run, index: int) -> None:
+  """Trains one task from where the run is, with a checkpoint after every epoch."""
+  name, config = run.names[index], run.config
+  if run.live is None:
+    begin(run, name)
+  per_epoch, position = run.num_batches(name), run.position
+  run.progress.task(name, index, len(run.names), per_epoch * config.num_epochs, position.epoch * per_epoch + position.batch)
+  inputs = run.train_inputs(name)
+  for epoch in range(position.epoch, config.num_epochs):
+    scale = optimizer.lr_scale(epoch, config.num_epochs, config.opt.min_scale, config.opt.later_shared_scale if index else 1.0)
+    train_epoch(run, name, epoch, inputs, scale)
+    if not run.stop:
+      run.position = dataclasses.replace(run.position, epoch=epoch + 1, batch=0)
+    run.save()
+    if run.stop:
+      run.checkpoints.wait()
+      raise Stopped
+  run.absorb()
+  run.params, run.state = run.experiment.method.end_task(run.params, run.state, run.experiment.tasks[name])
+
+
+def train_epoch(run: Run, name: str, epoch: int, inputs: tuple[Tree, Tree | None, Tree], scale: Tree) -> None:
+  """The rest of one epoch. Numbers of a step are fetched after the next one is dispatched."""
+  task, key, pending = run.experiment.tasks[name], run.experiment.key("train", name), None
+  batches = run.batches(name, "train", batch_size=run.config.batch_size, shuffle=True, epoch=epoch, start=run.position.batch)
+  while not run.stop:
+    asked = time.monotonic()
+    batch = next(batches, None)
+    if batch is None:
+      break
+    waited = time.monotonic() - asked
+    rows = sharding.put_batch(batch, run.mesh, task.device_keys)
+    rng = jax.random.fold_in(key, run.position.step)
+    run.live, metrics = run.steps.train(task, run.live, *inputs, rows, rng, scale)
+    run.position = dataclasses.replace(run.position, step=run.position.step + 1, batch=run.position.batch + 1)
+    if pending:
+      report(run, name, epoch, scale, *pending)
+    pending = (run.position.step, run.position.batch, metrics, batch, asked, waited)
+  if pending:
+    report(run, name, epoch, scale, *pending)
+
+
+def report(run: Run, name: str, epoch: int, scale: Tree, step: int, done: int, metrics: Tree, batch: Tree, asked: float, waited: float) -> None:
+  """Shows and logs one step; stops on a loss or gradient that is not finite (the step itself changed nothing)."""
+  metrics = jax.device_get(metrics)
+  if not metrics["finite"]:
+    losses = ", ".join(f"{k} {float(v):g}" for k, v in metrics["losses"].items())
+    if run.config.on_nonfinite == "stop":
+      raise UserError(f"step {step} of task {name}: loss or gradient is not finite ({losses}; clips {', '.join(batch['id'])}); the step was "
+                      "not applied: lower opt.*.lr, or set --config.on_nonfinite=skip to leave such steps out")
+    run.history["skipped"] += 1
+  rate = float(batch["mask"].sum()) / max(time.monotonic() - asked, 1e-9)
+  loss = float(metrics["loss"])
+  run.progress.step(epoch, run.config.num_epochs, epoch * run.num_batches(name) + done, loss, rate)
+  if step % run.config.log_every_steps == 0:
+    lr = {label: run.config.opt[label].lr * scale["shared" if label == "shared" else "task"] for label in ("shared", "prompts", "head")}
+    run.log.step(step, task=name, epoch=epoch, loss=loss, losses={k: float(v) for k, v in metrics["losses"].items()}, lr=lr,
+                 examples_per_s=rate, data_wait_s=waited)
+
+
+def evaluate_seen(run: Run, index: int) -> None:
+  """Every task learned so far, on every evaluation split that its data has: one more row of the accuracy matrix."""
+  main: dict[str, dict[str, float]] = {split: {} for split in EVALUATION_SPLITS}
+  for name in run.names[:index + 1]:
+    predict = run.predictor(name)
+    for split in (s for s in EVALUATION_SPLITS if s in run.datasets[name].splits()):
+      total = loader.num_batches(run.datasets[name].records(split), run.config.eval_batch_size)
+      scores = evaluate.evaluate(
+        predict, run.batches(name, split, batch_size=run.config.eval_batch_size, shuffle=False),
+        lambda outputs, batch, name=name: scoring.statistics(name, outputs, batch),
+        lambda parts, name=name: scoring.summarise(name, parts),
+        on_batch=lambda done, name=name, split=split, total=total: run.progress.evaluation(f"{name} {split}", done, total))
+      main[split][name] = scores[scoring.main_metric(name)]
+      run.history["per_task"].append({"after": run.names[index], "task": name, "split": split, "scores": scores})
+      run.log.evaluation(run.position.step, name, scores, split=split)
+  run.history["matrix"] = evaluate.add_row(run.history["matrix"], main["test"], run.names, index)
+  if len(main["unseen"]) == index + 1:
+    run.history["unseen"] = evaluate.add_row(run.history["unseen"], main["unseen"], run.names, index)
+  run.progress.matrix(run.names, run.history["matrix"], {name: scoring.main_metric(name) for name in run.names})

@@ -1,0 +1,74 @@
+"""The files of a run: config.json, results.json, and the rule that a workdir belongs to one config."""
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from phpjax.errors import UserError
+
+CONFIG, RESULTS = "config.json", "results.json"
+# Fields that say where and how a run works, not what it computes: they may differ when a workdir is continued.
+ELSEWHERE = ("resume", "mesh", "log_every_steps", "data.root", "data.num_threads", "data.cache_gb")
+
+
+def plain(config: ConfigDict) -> dict[str, Any]:
+  """The config as JSON types."""
+  return json.loads(config.to_json())
+
+
+def fingerprint(config: dict[str, Any]) -> str:
+  """sha256 of what decides the result."""
+  return hashlib.sha256(json.dumps(decisive(config), sort_keys=True).encode()).hexdigest()
+
+
+def decisive(config: dict[str, Any]) -> dict[str, Any]:
+  """{dotted field: value} without the fields that do not decide the result."""
+  return {k: v for k, v in flatten(config).items() if k not in ELSEWHERE}
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """{"a": {"b": 1}} -> {"a.b": 1}."""
+  flat: dict[str, Any] = {}
+  for key, value in tree.items():
+    flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+  return flat
+
+
+def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
+  """Writes config.json, or checks that the one there is of the same run; raises UserError naming what differs."""
+  path = workdir / CONFIG
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+      write_json(path, plain(config))
+      return
+  except OSError as error:
+    raise UserError(f"cannot write to --workdir={workdir}: {error}") from error
+  old, new = decisive(read_json(path)), decisive(plain(config))
+  differing = sorted(k for k in set(old) | set(new) if old.get(k) != new.get(k))
+  if differing:
+    shown = ", ".join(f"{k} (there {old.get(k)}, now {new.get(k)})" for k in differing[:4])
+    raise UserError(f"--workdir={workdir} belongs to another config: {shown}{' ...' if len(differing) > 4 else ''}; "
+                    "take another --workdir or the old settings")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON file; raises UserError when it is missing or damaged."""
+  try:
+    return json.loads(path.read_text())
+  except OSError as error:
+    raise UserError(f"cannot read {path}: {error.strerror}; is this a workdir of phpjax.main?") from error
+  except ValueError as error:
+    raise UserError(f"{path} is not valid JSON ({error}): delete it and run again") from error
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes next to the target and renames, so that a reader never sees half a file."""
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+  os.replace(temporary, path)
