@@ -12,8 +12,8 @@ PHP = {
   "toybox": {"num_mid_prompts": 8, "codebook_size": 16, "generator_depth": 1, "deep_length": 4, "num_latents": 8,
              "shallow": (0, 1), "mid": (3, 4), "deep": (5, 6, 7, 8, 9, 10, 11),
              "audio_logit_scale": "exp"},  # the nano audio tower was trained with the exponential
-  "tiny": {"num_mid_prompts": 4, "codebook_size": 8, "generator_depth": 2, "deep_length": 2, "num_latents": 4,
-           "shallow": (0,), "mid": (1,), "deep": (2, 3), "audio_logit_scale": "exp"},
+  "tiny": {"num_mid_prompts": 4, "codebook_size": 8, "generator_depth": 1, "deep_length": 2, "num_latents": 4,
+           "shallow": (0,), "mid": (1,), "deep": (2,), "audio_logit_scale": "exp"},
 }
 
 
@@ -74,7 +74,7 @@ def nano(c: ConfigDict) -> ConfigDict:
 
 
 def tiny(c: ConfigDict) -> ConfigDict:
-  """Random encoders of four layers and a dozen clips: seconds, for tests."""
+  """Random encoders of three layers and a dozen clips: seconds, for tests."""
   c = nano(c)
   c.encoders = ConfigDict({m: {"name": f"tiny_{kind}", "weights": "random"}
                            for m, kind in (("visual", "vit"), ("audio", "ast"), ("text", "text"))})

@@ -8,7 +8,7 @@ from phpjax.encoders.text import CLIPText
 from phpjax.encoders.vit import AST, CLIPVision
 
 _NANO = {"width": 64, "depth": 12, "num_heads": 4, "embed_dim": 64, "activation": "quick_gelu"}
-_TINY = {"width": 32, "depth": 4, "num_heads": 2, "embed_dim": 16, "mlp_ratio": 2.0, "activation": "quick_gelu"}
+_TINY = {"width": 32, "depth": 3, "num_heads": 2, "embed_dim": 16, "mlp_ratio": 2.0, "activation": "quick_gelu"}
 _NANO_AST = {"num_mels": 64, "patch_size": 16, "stride": 16}
 
 # name -> (module, sizes). nano_*: trained by phpjax.pretrain and shipped with the package, for `:toybox`.
