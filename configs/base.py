@@ -46,6 +46,7 @@ def base() -> ConfigDict:
   c.data.toybox_seed = 0
   c.data.on_bad_clip = "error"  # or "skip": leave out clips that cannot be read, and list them
   c.data.num_threads = 2  # decoding
+  c.data.questions_per_clip = 1  # questions that share one encoding of their clip; batch_size counts clips then
 
   c.opt = ConfigDict({  # Adam, decoupled weight decay, one setting per label of phpjax/partition.py
     "shared": {"lr": 3e-4, "weight_decay": 0.0},
@@ -64,7 +65,8 @@ def nano(c: ConfigDict) -> ConfigDict:
   c.encoders = ConfigDict({m: {"name": f"nano_{kind}", "weights": "shipped"}
                            for m, kind in (("visual", "vit"), ("audio", "ast"), ("text", "text"))})
   c.data.toybox = "default"
-  c.batch_size = 16
+  c.data.questions_per_clip = 5
+  c.batch_size = 8
   c.num_epochs = 5
   for label in ("shared", "prompts", "head"):
     c.opt[label].lr = 2e-3

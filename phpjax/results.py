@@ -152,13 +152,13 @@ def avs_example(row: Tree) -> Tree:
 
 def avqa_example(row: Tree, run: Any) -> Tree:
   """For `figures.avqa_examples`."""
-  info, scores = run.experiment.infos["avqa"], row["outputs"]["scores"]
+  info, scores = run.experiment.infos["avqa"], row["outputs"]["scores"][0]  # the first question about the clip
   share = np.exp(scores - scores.max())
   share /= share.sum()
   top = [(info.classes[i], float(share[i])) for i in np.argsort(-share)[:3]]
-  kind = "/".join(scoring.QUESTION_TYPES[int(row["type"])])
-  question = " ".join(info.words[i] for i in row["question"] if i) + "?"
-  return {"id": row["id"], "visual": row["visual"], "type": kind, "question": question, "answer": info.classes[int(row["label"])], "top": top}
+  kind = "/".join(scoring.QUESTION_TYPES[int(row["type"][0])])
+  question = " ".join(info.words[i] for i in row["question"][0] if i) + "?"
+  return {"id": row["id"], "visual": row["visual"], "type": kind, "question": question, "answer": info.classes[int(row["label"][0])], "top": top}
 
 
 # -- dry run ---------------------------------------------------------------------------------------------------

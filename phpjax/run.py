@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import DataError, Dataset, loader
+from data_pipelines.grouping import GroupedQuestions
 from phpjax import checkpoint, experiment, optimizer, partition, results, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
@@ -70,7 +71,8 @@ class Run:
 
   def source(self, name: str, split: str) -> Any:
     """The examples of a split."""
-    return self.datasets[name].examples(split, self.experiment.media, on_bad_clip=self.config.data.on_bad_clip)
+    source = self.datasets[name].examples(split, self.experiment.media, on_bad_clip=self.config.data.on_bad_clip)
+    return GroupedQuestions(source, self.config.data.questions_per_clip) if name == "avqa" else source
 
   def batches(self, name: str, split: str, *, batch_size: int, shuffle: bool, epoch: int = 0, start: int = 0) -> Iterator[Tree]:
     """This process's batches of one epoch."""
@@ -78,9 +80,9 @@ class Run:
       self.source(name, split), batch_size=batch_size, seed=self.config.seed, shuffle=shuffle, epoch=epoch, start=start,
       process_index=jax.process_index(), process_count=jax.process_count(), num_threads=self.config.data.num_threads)
 
-  def num_batches(self, name: str) -> int:
-    """Training batches of an epoch."""
-    return loader.num_batches(self.datasets[name].records("train"), self.config.batch_size)
+  def num_batches(self, name: str, split: str = "train") -> int:
+    """Batches of an epoch."""
+    return loader.num_batches(self.source(name, split), self.config.batch_size if split == "train" else self.config.eval_batch_size)
 
   def parts(self, name: str) -> tuple[Tree, Tree]:
     """(trainable, frozen) of a task."""

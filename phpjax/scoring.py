@@ -34,7 +34,8 @@ def statistics(task: str, outputs: Arrays, batch: Arrays) -> dict[str, np.ndarra
   if task == "avs":
     return avs.statistics(outputs["mask"], batch["label"], mask=mask, label_mask=batch["label_mask"])
   if task == "avqa":
-    return avqa.statistics(outputs["scores"].argmax(-1), batch["label"], batch["type"], mask=mask)
+    asked = (mask[:, None] * batch["question_mask"]).reshape(-1)
+    return avqa.statistics(outputs["scores"].argmax(-1).reshape(-1), batch["label"].reshape(-1), batch["type"].reshape(-1), mask=asked)
   raise KeyError(f"no metric for task {task!r}")
 
 

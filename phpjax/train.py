@@ -9,7 +9,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from data_pipelines import loader
 from phpjax import evaluate, optimizer, results, scoring, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.run import Run, Stopped, add_task, begin, open_run, restore, stop_on_signal
@@ -111,7 +110,7 @@ def evaluate_seen(run: Run, index: int) -> None:
   for name in run.names[:index + 1]:
     predict = run.predictor(name)
     for split in (s for s in EVALUATION_SPLITS if s in run.datasets[name].splits()):
-      total = loader.num_batches(run.datasets[name].records(split), run.config.eval_batch_size)
+      total = run.num_batches(name, split)
       scores = evaluate.evaluate(
         predict, run.batches(name, split, batch_size=run.config.eval_batch_size, shuffle=False),
         lambda outputs, batch, name=name: scoring.statistics(name, outputs, batch),

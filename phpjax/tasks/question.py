@@ -25,10 +25,10 @@ class Listener(nn.Module):
 
   @nn.compact
   def __call__(self, question: jax.Array, tokens: jax.Array, train: bool) -> jax.Array:
-    """question [B, D], tokens [B, L, D] -> [B, D]."""
+    """question [B, Q, D], tokens [B, L, D] -> [B, Q, D]."""
     drop = nn.Dropout(self.dropout, deterministic=not train)
     read = nn.MultiHeadDotProductAttention(self.num_heads, dropout_rate=self.dropout, deterministic=not train, name="attn")
-    u = read(question[:, None], tokens)[:, 0]
+    u = read(question, tokens)
     h = nn.Dense(u.shape[-1], name="fc_2")(drop(nn.relu(nn.Dense(u.shape[-1], name="fc_1")(u))))
     return nn.LayerNorm(epsilon=1e-5, name="norm")(u + drop(h))
 
@@ -43,15 +43,15 @@ class QuestionHead(nn.Module):
 
   @nn.compact
   def __call__(self, visual: jax.Array, audio: jax.Array, question: jax.Array, train: bool) -> jax.Array:
-    """visual [B, T, L, D], audio [B, T, K, D'], question int32 [B, W] -> logits [B, num_answers]."""
-    asked = self.encode_question(question)
+    """visual [B, T, L, D], audio [B, T, K, D'], question int32 [B, Q, W] -> logits [B, Q, num_answers]."""
+    asked = self.encode_question(question.reshape(-1, question.shape[-1])).reshape(*question.shape[:2], self.width)
     heard = unit(self.mlp("audio", audio))
     seen = unit(self.mlp("visual", visual))
     grounded = nn.softmax(seen @ heard.swapaxes(-1, -2)) @ heard  # [B, T, L, D], vision asks audio
     looked = nn.Dense(self.width, name="ground")(jnp.tanh(jnp.concatenate([visual, grounded], axis=-1)))
     flat = lambda x: x.reshape(x.shape[0], -1, self.width)  # noqa: E731
     looked, heard = flat(looked), flat(heard)
-    answers = [Listener(4, self.dropout, name=name)(asked, x, train) + x.mean(axis=1)
+    answers = [Listener(4, self.dropout, name=name)(asked, x, train) + x.mean(axis=1, keepdims=True)
                for name, x in (("audio_listener", heard), ("visual_listener", looked))]
     fused = nn.Dense(self.width, name="fusion")(jnp.tanh(jnp.concatenate(answers, axis=-1)))
     return nn.Dense(self.num_answers, name="answer")(jnp.tanh(fused * asked))
@@ -69,11 +69,11 @@ class QuestionHead(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class AVQA(Task):
-  """One answer out of a closed list."""
+  """One answer out of a closed list, for up to Q questions about the same clip."""
 
   num_words: int = 93
   kind: ClassVar[str] = "question"
-  device_keys: ClassVar[tuple[str, ...]] = ("visual", "audio", "question", "label", "mask")
+  device_keys: ClassVar[tuple[str, ...]] = ("visual", "audio", "question", "question_mask", "label", "mask")
 
   def head(self) -> QuestionHead:
     """The head, as wide as the visual encoder."""
@@ -82,18 +82,19 @@ class AVQA(Task):
   def init_head(self, rng: jax.Array) -> Tree:
     """Parameters of the head."""
     tokens = {m: jnp.zeros((1, self.seconds, 2, getattr(self.widths, m))) for m in ("visual", "audio")}
-    return self.head().init(rng, tokens["visual"], tokens["audio"], jnp.zeros((1, 14), jnp.int32), False)["params"]
+    return self.head().init(rng, tokens["visual"], tokens["audio"], jnp.zeros((1, 1, 14), jnp.int32), False)["params"]
 
   def predict(self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool) -> tuple[Tree, Tree]:
-    """-> {"answer": logits [B, answers]}; the last-layer tokens enter raw, as published."""
+    """-> {"answer": logits [B, Q, answers]}; the last-layer tokens enter raw, as published."""
     tokens = {m: features[m].tokens.reshape(-1, self.seconds, *features[m].tokens.shape[1:]) for m in ("visual", "audio")}
     rngs = {"dropout": rng} if train else {}
     return {"answer": self.head().apply({"params": head}, tokens["visual"], tokens["audio"], batch["question"], train, rngs=rngs)}, state
 
   def loss(self, outputs: Tree, batch: Tree) -> jax.Array:
-    """Cross-entropy."""
-    return masked_mean(optax.softmax_cross_entropy_with_integer_labels(outputs["answer"], batch["label"]), batch["mask"])
+    """Cross-entropy, mean over the real questions."""
+    entropy = optax.softmax_cross_entropy_with_integer_labels(outputs["answer"], batch["label"])
+    return masked_mean(entropy.reshape(-1), (batch["mask"][:, None] * batch["question_mask"]).reshape(-1))
 
   def scores(self, outputs: Tree) -> Tree:
-    """Logits [B, answers]."""
+    """Logits [B, Q, answers]."""
     return {"scores": outputs["answer"]}
