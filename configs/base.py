@@ -1,4 +1,5 @@
 """Every field that the code reads, set once; and the variants that all experiments share."""
+
 from __future__ import annotations
 
 from ml_collections import ConfigDict
@@ -7,13 +8,39 @@ VARIANTS = ("full", "toybox", "tiny")
 
 # Sizes of PHP's modules. Full: the release's. Nano and tiny encoders have narrower layers and so smaller prompts.
 PHP = {
-  "full": {"num_mid_prompts": 32, "codebook_size": 256, "generator_depth": 3, "deep_length": 10, "num_latents": 32,
-           "shallow": (0, 1), "mid": (3, 4), "deep": (5, 6, 7, 8, 9, 10, 11), "audio_logit_scale": "released"},
-  "toybox": {"num_mid_prompts": 8, "codebook_size": 16, "generator_depth": 1, "deep_length": 4, "num_latents": 8,
-             "shallow": (0, 1), "mid": (3, 4), "deep": (5, 6, 7, 8, 9, 10, 11),
-             "audio_logit_scale": "exp"},  # the nano audio tower was trained with the exponential
-  "tiny": {"num_mid_prompts": 4, "codebook_size": 8, "generator_depth": 1, "deep_length": 2, "num_latents": 4,
-           "shallow": (0,), "mid": (1,), "deep": (2,), "audio_logit_scale": "exp"},
+  "full": {
+    "num_mid_prompts": 32,
+    "codebook_size": 256,
+    "generator_depth": 3,
+    "deep_length": 10,
+    "num_latents": 32,
+    "shallow": (0, 1),
+    "mid": (3, 4),
+    "deep": (5, 6, 7, 8, 9, 10, 11),
+    "audio_logit_scale": "released",
+  },
+  "toybox": {
+    "num_mid_prompts": 8,
+    "codebook_size": 16,
+    "generator_depth": 1,
+    "deep_length": 4,
+    "num_latents": 8,
+    "shallow": (0, 1),
+    "mid": (3, 4),
+    "deep": (5, 6, 7, 8, 9, 10, 11),
+    "audio_logit_scale": "exp",
+  },  # the nano audio tower was trained with the exponential
+  "tiny": {
+    "num_mid_prompts": 4,
+    "codebook_size": 8,
+    "generator_depth": 1,
+    "deep_length": 2,
+    "num_latents": 4,
+    "shallow": (0,),
+    "mid": (1,),
+    "deep": (2,),
+    "audio_logit_scale": "exp",
+  },
 }
 
 
@@ -34,11 +61,13 @@ def base() -> ConfigDict:
 
   c.method = ConfigDict({"name": "linear_probe", "compat": "paper"})
 
-  c.encoders = ConfigDict({  # weights: a folder written by phpjax.convert
-    "visual": {"name": "clip_vit_b32", "weights": ""},
-    "audio": {"name": "ast_base", "weights": ""},
-    "text": {"name": "clip_text_b32", "weights": ""},
-  })
+  c.encoders = ConfigDict(
+    {  # weights: a folder written by phpjax.convert
+      "visual": {"name": "clip_vit_b32", "weights": ""},
+      "audio": {"name": "ast_base", "weights": ""},
+      "text": {"name": "clip_text_b32", "weights": ""},
+    }
+  )
 
   c.data = ConfigDict()
   c.data.root = ""  # holds AVE, LLP, AVSBench, MUSIC-AVQA; empty with toybox: a cache folder of the user
@@ -48,22 +77,27 @@ def base() -> ConfigDict:
   c.data.num_threads = 2  # decoding
   c.data.questions_per_clip = 1  # questions that share one encoding of their clip; batch_size counts clips then
 
-  c.opt = ConfigDict({  # Adam, decoupled weight decay, one setting per label of phpjax/partition.py
-    "shared": {"lr": 3e-4, "weight_decay": 0.0},
-    "prompts": {"lr": 3e-4, "weight_decay": 0.0},
-    "head": {"lr": 3e-4, "weight_decay": 1e-5},
-    "b1": 0.9, "b2": 0.999, "eps": 1e-8,
-    "clip_norm": 0.5,  # of the gradient, per label
-    "min_scale": 1 / 300,  # the cosine ends at this share of the rate (3e-4 -> 1e-6)
-    "later_shared_scale": 1.0,  # slows the shared parameters down after the first task
-  })
+  c.opt = ConfigDict(
+    {  # Adam, decoupled weight decay, one setting per label of phpjax/partition.py
+      "shared": {"lr": 3e-4, "weight_decay": 0.0},
+      "prompts": {"lr": 3e-4, "weight_decay": 0.0},
+      "head": {"lr": 3e-4, "weight_decay": 1e-5},
+      "b1": 0.9,
+      "b2": 0.999,
+      "eps": 1e-8,
+      "clip_norm": 0.5,  # of the gradient, per label
+      "min_scale": 1 / 300,  # the cosine ends at this share of the rate (3e-4 -> 1e-6)
+      "later_shared_scale": 1.0,  # slows the shared parameters down after the first task
+    }
+  )
   return c
 
 
 def nano(c: ConfigDict) -> ConfigDict:
   """The embedded data and encoders: minutes on two CPU cores."""
-  c.encoders = ConfigDict({m: {"name": f"nano_{kind}", "weights": "shipped"}
-                           for m, kind in (("visual", "vit"), ("audio", "ast"), ("text", "text"))})
+  c.encoders = ConfigDict(
+    {m: {"name": f"nano_{kind}", "weights": "shipped"} for m, kind in (("visual", "vit"), ("audio", "ast"), ("text", "text"))}
+  )
   c.data.toybox = "default"
   c.data.questions_per_clip = 5
   c.batch_size = 8
@@ -78,8 +112,9 @@ def nano(c: ConfigDict) -> ConfigDict:
 def tiny(c: ConfigDict) -> ConfigDict:
   """Random encoders of three layers and a dozen clips: seconds, for tests."""
   c = nano(c)
-  c.encoders = ConfigDict({m: {"name": f"tiny_{kind}", "weights": "random"}
-                           for m, kind in (("visual", "vit"), ("audio", "ast"), ("text", "text"))})
+  c.encoders = ConfigDict(
+    {m: {"name": f"tiny_{kind}", "weights": "random"} for m, kind in (("visual", "vit"), ("audio", "ast"), ("text", "text"))}
+  )
   c.data.toybox = "tiny"
   c.batch_size, c.eval_batch_size, c.num_epochs, c.log_every_steps = 2, 4, 1, 1
   return c

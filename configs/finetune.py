@@ -5,6 +5,7 @@ r"""Sequential fine-tuning: PHP's modules as one set that every task trains on, 
 The controlled counterpart of configs/php_avqa.py: same modules, sizes and schedule, no task-specific part. Its shared
 parameters keep their full rate on every task; that they are not held back is the point of the baseline.
 """
+
 from ml_collections import ConfigDict
 
 from configs import base

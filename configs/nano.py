@@ -4,6 +4,7 @@ r"""Pretrains the nano encoders that `:toybox` configs use, on composed scenes o
 
 Never draws an `unseen` picture or sound, nor a scene of the toybox benchmarks (those have seeds of their own).
 """
+
 from ml_collections import ConfigDict
 
 
@@ -27,7 +28,15 @@ def get_config(variant: str = "full") -> ConfigDict:
   c.save_every_steps = 250
   if variant == "tiny":
     c.encoders = ConfigDict({"visual": "tiny_vit", "audio": "tiny_ast", "text": "tiny_text"})
-    c.num_steps, c.batch_size, c.num_captions, c.warmup_steps, c.num_test_scenes, c.num_workers, c.log_every_steps = 3, 8, 4, 1, 16, 0, 1
+    c.num_steps, c.batch_size, c.num_captions, c.warmup_steps, c.num_test_scenes, c.num_workers, c.log_every_steps = (
+      3,
+      8,
+      4,
+      1,
+      16,
+      0,
+      1,
+    )
   elif variant != "full":
     raise ValueError(f"unknown variant {variant!r}; known: full, tiny")
   return c

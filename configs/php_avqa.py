@@ -4,6 +4,7 @@ r"""PHP on AVE -> AVVP -> AVS -> AVQA, after https://arxiv.org/abs/2507.21588.
 
 The full variant has the paper's sizes and protocol; `:toybox` runs in minutes on two CPU cores, `:tiny` in seconds.
 """
+
 from ml_collections import ConfigDict
 
 from configs import base

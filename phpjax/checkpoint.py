@@ -3,6 +3,7 @@
 One step directory holds the items `shared`, `live` (optimizer and state), `task_NAME` for each task, and `meta` (JSON: position in
 the run, results so far, a sha256 of every item's arrays, because a flipped byte would otherwise restore silently).
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -42,8 +43,10 @@ class Checkpoints:
     try:
       self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **saved))
     except OSError as error:
-      raise UserError(f"cannot write a checkpoint to {self.folder}: {error}; earlier checkpoints are kept, "
-                      "free some space and run the same command again") from error
+      raise UserError(
+        f"cannot write a checkpoint to {self.folder}: {error}; earlier checkpoints are kept, "
+        "free some space and run the same command again"
+      ) from error
 
   def wait(self) -> None:
     """Until everything is on disk."""
@@ -87,7 +90,10 @@ def newest_good(checkpoints: Checkpoints, open_step: Any) -> Any:
       raise
     except Exception as error:  # orbax and tensorstore report damage as plain exceptions of many types
       reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-      print(f"warning: checkpoint {checkpoints.folder / str(step)} cannot be used ({reason}); trying the one before", file=sys.stderr)
+      print(
+        f"warning: checkpoint {checkpoints.folder / str(step)} cannot be used ({reason}); trying the one before",
+        file=sys.stderr,
+      )
   if steps:
     raise UserError(f"no checkpoint in {checkpoints.folder} can be read: start again with another --workdir")
   return None

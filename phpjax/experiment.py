@@ -1,4 +1,5 @@
 """From a config to objects: encoders with weights, datasets, tasks, method. Checks everything before anything starts."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -69,8 +70,11 @@ class Experiment:
 
   def init(self) -> tuple[Tree, Tree]:
     """(params, state) before the first task."""
-    params = {"encoders": {m: e.params for m, e in self.encoders.items()},
-              "shared": jax.jit(self.method.init_shared)(self.key("shared")), "tasks": {}}
+    params = {
+      "encoders": {m: e.params for m, e in self.encoders.items()},
+      "shared": jax.jit(self.method.init_shared)(self.key("shared")),
+      "tasks": {},
+    }
     return params, {"shared": self.method.init_state(), "tasks": {}}
 
   def add_task(self, params: Tree, state: Tree, name: str) -> tuple[Tree, Tree]:
@@ -86,8 +90,12 @@ class Experiment:
 def problems(config: ConfigDict, *, needs_data: bool = True) -> list[str]:
   """Everything that is wrong or missing, one line each; empty when a run can start."""
   found = []
-  for field, value in (("task_id", config.task_id), ("on_nonfinite", config.on_nonfinite), ("compat", config.method.compat),
-                       ("on_bad_clip", config.data.on_bad_clip)):
+  for field, value in (
+    ("task_id", config.task_id),
+    ("on_nonfinite", config.on_nonfinite),
+    ("compat", config.method.compat),
+    ("on_bad_clip", config.data.on_bad_clip),
+  ):
     if value not in CHOICES[field]:
       found.append(f"{field}={value!r} is not one of {', '.join(CHOICES[field])}")
   if config.method.name not in METHODS:
@@ -114,8 +122,10 @@ def problems(config: ConfigDict, *, needs_data: bool = True) -> list[str]:
 def _data_problems(config: ConfigDict, names: list[str]) -> list[str]:
   """What is missing of the datasets."""
   if not config.data.root:
-    return ["data.root is empty: set --config.data.root=DIR to the folder that holds the benchmarks "
-            "(or run the embedded default, --config=....py:toybox)"]
+    return [
+      "data.root is empty: set --config.data.root=DIR to the folder that holds the benchmarks "
+      "(or run the embedded default, --config=....py:toybox)"
+    ]
   found = []
   for name in (n for n in names if n in TASKS):
     try:
@@ -153,10 +163,16 @@ def describe(name: str, dataset: Dataset) -> TaskInfo:
 def build(config: ConfigDict, infos: dict[str, TaskInfo]) -> Experiment:
   """Opens the encoders and makes tasks and method; raises UserError for what the user can mend."""
   try:
-    encoders = {m: pretrained.load(e.name, e.weights, modality=m, dtype=encoder_dtype(config), seed=config.seed)
-                for m, e in config.encoders.items()}
-    backbone = Backbone(**{m: Sizes(e.module.width, e.module.num_tokens, e.module.num_heads, e.module.depth, e.module.embed_dim)
-                           for m, e in encoders.items()})
+    encoders = {
+      m: pretrained.load(e.name, e.weights, modality=m, dtype=encoder_dtype(config), seed=config.seed)
+      for m, e in config.encoders.items()
+    }
+    backbone = Backbone(
+      **{
+        m: Sizes(e.module.width, e.module.num_tokens, e.module.num_heads, e.module.depth, e.module.embed_dim)
+        for m, e in encoders.items()
+      }
+    )
     options = {k: v for k, v in config.method.items() if k not in ("name", "compat")}
     method = make_method(config.method.name, backbone, **options)
     tasks = {name: make_task(info, encoders) for name, info in infos.items()}
@@ -168,8 +184,9 @@ def build(config: ConfigDict, infos: dict[str, TaskInfo]) -> Experiment:
 def make_task(info: TaskInfo, encoders: dict[str, pretrained.Pretrained]) -> Task:
   """A task sized by its dataset and the encoders."""
   visual, audio = encoders["visual"].module, encoders["audio"].module
-  widths = Widths(visual.width, audio.width, visual.embed_dim, visual.num_tokens - visual.num_special,
-                  visual.num_special, audio.num_special)
+  widths = Widths(
+    visual.width, audio.width, visual.embed_dim, visual.num_tokens - visual.num_special, visual.num_special, audio.num_special
+  )
   options: Tree = {}
   if info.name == "avs":
     options["image_size"] = visual.image_size
@@ -189,9 +206,15 @@ def encoder_dtype(config: ConfigDict) -> Any:
 
 def listing() -> str:
   """Methods, tasks, encoders and datasets, one line each."""
-  first = lambda cls: (cls.__doc__ or "").strip().splitlines()[0]  # noqa: E731
-  lines = ["methods:", *(f"  {name:16s}{first(cls)}" for name, cls in METHODS.items()),
-           "tasks:", *(f"  {name:16s}{first(cls)} [dataset {data}]" for name, (cls, data) in TASKS.items()),
-           "encoders:", *(f"  {name:16s}{first(cls)}" for name, (cls, _) in ENCODERS.items()),
-           "datasets:", *(f"  {name:16s}{first(cls)}" for name, cls in DATASETS.items())]
+  first = lambda cls: (cls.__doc__ or "").strip().splitlines()[0]
+  lines = [
+    "methods:",
+    *(f"  {name:16s}{first(cls)}" for name, cls in METHODS.items()),
+    "tasks:",
+    *(f"  {name:16s}{first(cls)} [dataset {data}]" for name, (cls, data) in TASKS.items()),
+    "encoders:",
+    *(f"  {name:16s}{first(cls)}" for name, (cls, _) in ENCODERS.items()),
+    "datasets:",
+    *(f"  {name:16s}{first(cls)}" for name, cls in DATASETS.items()),
+  ]
   return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 Exit codes: 0 done; 2 something the user can mend, named in one line; 42 stopped by a signal after saving (run the same command again).
 """
+
 from __future__ import annotations
 
 import os
@@ -23,8 +24,13 @@ MODES = ("train", "evaluate", "dry_run")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :variant.", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: results, checkpoints, figures. Continued if it exists.")
-_MODE = flags.DEFINE_enum("mode", "train", MODES, "train: learn and evaluate; evaluate: evaluate a workdir again; dry_run: print "
-                          "config, data counts, parameters and memory, and stop.")
+_MODE = flags.DEFINE_enum(
+  "mode",
+  "train",
+  MODES,
+  "train: learn and evaluate; evaluate: evaluate a workdir again; dry_run: print "
+  "config, data counts, parameters and memory, and stop.",
+)
 _LIST = flags.DEFINE_bool("list", False, "Print methods, tasks, encoders and datasets, and stop.")
 
 

@@ -1,4 +1,5 @@
 """The one forward pass: all encoders in lock step, one layer at a time, with the method between the layers."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -8,8 +9,19 @@ import jax
 Tree = dict[str, Any]
 
 
-def forward(encoders: Tree, method: Any, task: Any, trainable: Tree, frozen: Tree, state: Tree, past: Tree | None, batch: Tree, *,
-            rng: jax.Array | None, train: bool) -> tuple[Tree, Tree, Tree]:
+def forward(
+  encoders: Tree,
+  method: Any,
+  task: Any,
+  trainable: Tree,
+  frozen: Tree,
+  state: Tree,
+  past: Tree | None,
+  batch: Tree,
+  *,
+  rng: jax.Array | None,
+  train: bool,
+) -> tuple[Tree, Tree, Tree]:
   """Runs the encoders layer by layer, with the method between the layers -> (features, context, state).
 
   Args:
@@ -27,7 +39,9 @@ def forward(encoders: Tree, method: Any, task: Any, trainable: Tree, frozen: Tre
   modules = {m: e.bind({"params": frozen["encoders"][m]}) for m, e in encoders.items() if m in batch}
   query = _query(encoders, method, task, trainable, frozen, state, batch) if method.needs_query else None
   streams = {m: _embed(module, batch[m]) for m, module in modules.items()}
-  streams = method.adapt({"trainable": trainable, "frozen": frozen}, "embed", 0, streams)  # there is no context before the stems
+  streams = method.adapt(
+    {"trainable": trainable, "frozen": frozen}, "embed", 0, streams
+  )  # there is no context before the stems
   streams = {m: module.positions(streams[m]) if hasattr(module, "positions") else streams[m] for m, module in modules.items()}
   context = method.start(task, trainable, frozen, state, past, streams, query=query, rng=rng, train=train)
   streams = method.adapt(context, "stem", 0, streams)

@@ -1,4 +1,5 @@
 """Config -> optax: one rate, decay and clip per label of `partition`, nothing at all for what is frozen."""
+
 from __future__ import annotations
 
 import functools
@@ -46,9 +47,14 @@ def make(opt: Settings, label_fn: Callable[[Any], Any] = partition.live_labels) 
   """
   transforms: dict[str, optax.GradientTransformation] = {"frozen": optax.set_to_zero()}
   for label, group in opt.groups:
-    transforms[label] = flat(optax.chain(
-      optax.clip_by_global_norm(opt.clip_norm), optax.scale_by_adam(opt.b1, opt.b2, opt.eps),
-      optax.add_decayed_weights(group.weight_decay), optax.scale(-group.lr)))
+    transforms[label] = flat(
+      optax.chain(
+        optax.clip_by_global_norm(opt.clip_norm),
+        optax.scale_by_adam(opt.b1, opt.b2, opt.eps),
+        optax.add_decayed_weights(group.weight_decay),
+        optax.scale(-group.lr),
+      )
+    )
   return optax.partition(transforms, label_fn)
 
 
@@ -57,6 +63,7 @@ def flat(inner: optax.GradientTransformation) -> optax.GradientTransformation:
 
   As optax.flatten, but a label without leaves is allowed.
   """
+
   def init(params: Any) -> Any:
     return inner.init(ravel_pytree(params)[0]) if jax.tree.leaves(params) else optax.EmptyState()
 

@@ -3,6 +3,7 @@
 params = {"encoders": ..., "shared": ..., "tasks": {name: {"prompts": ..., "head": ...}}}. The split is by these reserved
 keys and happens outside jit, so that tasks of equal shapes share one compiled step.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -38,7 +39,11 @@ def split(params: Tree, task: str, uses: Iterable[str]) -> tuple[Tree, Tree]:
 
 def merge(params: Tree, trainable: Tree, task: str) -> Tree:
   """Inverse of `split`; everything else keeps the very same arrays."""
-  return {**params, "shared": {**params["shared"], **trainable["shared"]}, "tasks": {**params["tasks"], task: trainable["task"]}}
+  return {
+    **params,
+    "shared": {**params["shared"], **trainable["shared"]},
+    "tasks": {**params["tasks"], task: trainable["task"]},
+  }
 
 
 def labels(params: Tree, task: str, uses: Iterable[str]) -> Tree:
@@ -49,7 +54,7 @@ def labels(params: Tree, task: str, uses: Iterable[str]) -> Tree:
   uses = set(uses)
   if unknown := set(params) - {"encoders", "shared", "tasks"}:
     raise ValueError(f"no rule covers the parameters {sorted(unknown)}")
-  fill = lambda tree, label: jax.tree.map(lambda _: label, tree)  # noqa: E731
+  fill = lambda tree, label: jax.tree.map(lambda _: label, tree)
   return {
     "encoders": fill(params["encoders"], "frozen"),
     "shared": {k: fill(v, "shared" if k in uses else "frozen") for k, v in params["shared"].items()},
@@ -63,7 +68,7 @@ def live_labels(trainable: Tree) -> Tree:
 
 
 def live_task_labels(tree: Tree) -> Tree:
-  """"prompts" or "head" per leaf of one task's tree."""
+  """ "prompts" or "head" per leaf of one task's tree."""
   if unknown := set(tree) - {"prompts", "head"}:
     raise ValueError(f"no rule covers the task parameters {sorted(unknown)}: a task holds prompts and head")
   return {part: jax.tree.map(lambda _, part=part: part, sub) for part, sub in tree.items()}

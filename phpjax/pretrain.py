@@ -5,6 +5,7 @@ the class texts of what is visible or audible, the scene's caption within the ba
 text of the object that covers the patch (region-text contrast). Scenes come from seeds that no benchmark scene uses and
 from known objects only. Everything is a pure function of the config.
 """
+
 from __future__ import annotations
 
 import collections
@@ -30,8 +31,53 @@ from phpjax.encoders import make_encoder, pretrained
 from phpjax.encoders.tokenizer import Tokenizer, word_tokenizer
 
 Batch = dict[str, np.ndarray]
-EXTRA_WORDS = """a an the of and with picture sounds sound x background silence nothing . , ? left right above below behind before
-after in on at near between while no is are moving silent loud quiet scene many one two three first last small large""".split()
+EXTRA_WORDS = [
+  "a",
+  "an",
+  "the",
+  "of",
+  "and",
+  "with",
+  "picture",
+  "sounds",
+  "sound",
+  "x",
+  "background",
+  "silence",
+  "nothing",
+  ".",
+  ",",
+  "?",
+  "left",
+  "right",
+  "above",
+  "below",
+  "behind",
+  "before",
+  "after",
+  "in",
+  "on",
+  "at",
+  "near",
+  "between",
+  "while",
+  "no",
+  "is",
+  "are",
+  "moving",
+  "silent",
+  "loud",
+  "quiet",
+  "scene",
+  "many",
+  "one",
+  "two",
+  "three",
+  "first",
+  "last",
+  "small",
+  "large",
+]
 VISUAL_TEMPLATES = ("{noun}", "a picture of {noun}", "{name} .", "x x x x {name} .")
 AUDIO_TEMPLATES = ("{sounding}", "the sounds of {name}", "the sound of {noun}")
 
@@ -44,8 +90,13 @@ def known_library() -> toybox_library.Library:
 
 def words(library: toybox_library.Library) -> list[str]:
   """Every word the tower may meet in class names, captions and templates, in a fixed order."""
-  phrases = [*(" ".join(library.classes).replace("_", " ")).split(), *" ".join(library.noun.values()).split(),
-             *" ".join(library.label.values()).split(), *" ".join(library.sounding.values()).split(), *EXTRA_WORDS]
+  phrases = [
+    *(" ".join(library.classes).replace("_", " ")).split(),
+    *" ".join(library.noun.values()).split(),
+    *" ".join(library.label.values()).split(),
+    *" ".join(library.sounding.values()).split(),
+    *EXTRA_WORDS,
+  ]
   return list(dict.fromkeys(word.lower() for word in phrases))
 
 
@@ -70,8 +121,13 @@ def example(seed: tuple[int, ...], image_size: int, patch_size: int, sample_rate
   for voice in scene.voices:
     audible[library.classes.index(voice.class_id)] = max(audible[library.classes.index(voice.class_id)], voice.sounding[second])
   patch[covered < 0.05] = num_classes
-  return {"visual": frame, "audio": np.clip(wave * 32767, -32768, 32767).astype(np.int16), "visible": visible,
-          "audible": audible, "patch": patch.reshape(-1)}
+  return {
+    "visual": frame,
+    "audio": np.clip(wave * 32767, -32768, 32767).astype(np.int16),
+    "visible": visible,
+    "audible": audible,
+    "patch": patch.reshape(-1),
+  }
 
 
 def caption(present: np.ndarray, phrases: list[str], nothing: str, rng: np.random.Generator) -> str:
@@ -89,11 +145,13 @@ def make_batch(step: int, c: ConfigDict, sizes: tuple[int, int, int]) -> Batch:
   names = [*(labels[rng.integers(2)][name] for name in library.classes), "background"]
   nouns = [*(library.noun[n] for n in library.classes), "background"]
   sounding = [*(library.sounding[n] for n in library.classes), "silence"]
-  fill = lambda templates, i: rng.choice(templates).format(name=names[i], noun=nouns[i], sounding=sounding[i])  # noqa: E731
+  fill = lambda templates, i: rng.choice(templates).format(name=names[i], noun=nouns[i], sounding=sounding[i])
   batch["texts"] = np.array(
-    [fill(VISUAL_TEMPLATES, i) for i in range(len(names))] + [fill(AUDIO_TEMPLATES, i) for i in range(len(names))]
-    + [caption(row, nouns, "background", rng) for row in batch["visible"][:c.num_captions]]
-    + [caption(row, sounding, "silence", rng) for row in batch["audible"][:c.num_captions]])
+    [fill(VISUAL_TEMPLATES, i) for i in range(len(names))]
+    + [fill(AUDIO_TEMPLATES, i) for i in range(len(names))]
+    + [caption(row, nouns, "background", rng) for row in batch["visible"][: c.num_captions]]
+    + [caption(row, sounding, "silence", rng) for row in batch["audible"][: c.num_captions]]
+  )
   return batch
 
 
@@ -127,24 +185,34 @@ def encode(encoders: dict[str, Any], params: dict[str, Any], batch: dict[str, ja
   """Unit features: visual [B, E], audio [B, E], patches [B, patches, E], text [rows, E]."""
   visual = encoders["visual"].bind({"params": params["visual"]})
   features = visual(batch["visual"])
-  pooled = {"visual": features.pooled, "audio": encoders["audio"].apply({"params": params["audio"]}, batch["audio"]).pooled,
-            "text": encoders["text"].apply({"params": params["text"]}, batch["ids"]).pooled,
-            "patches": visual.project(features.tokens[:, features.num_special:])}
+  pooled = {
+    "visual": features.pooled,
+    "audio": encoders["audio"].apply({"params": params["audio"]}, batch["audio"]).pooled,
+    "text": encoders["text"].apply({"params": params["text"]}, batch["ids"]).pooled,
+    "patches": visual.project(features.tokens[:, features.num_special :]),
+  }
   return {k: unit(v) for k, v in pooled.items()}
 
 
-def loss_fn(params: dict[str, Any], encoders: dict[str, Any], batch: dict[str, jax.Array], weights: tuple[float, float, float],
-            ) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss_fn(
+  params: dict[str, Any],
+  encoders: dict[str, Any],
+  batch: dict[str, jax.Array],
+  weights: tuple[float, float, float],
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Sum of the contrastive losses, and each of them."""
   region_weight, background_weight, caption_weight = weights
   features, num = encode(encoders, params, batch), batch["visible"].shape[1] + 1
   scale = {m: jnp.exp(params[m]["logit_scale"]).clip(1, 100) for m in ("visual", "audio")}
-  text, captions = features["text"][:2 * num].reshape(2, num, -1), features["text"][2 * num:].reshape(2, -1, features["text"].shape[-1])
+  text, captions = (
+    features["text"][: 2 * num].reshape(2, num, -1),
+    features["text"][2 * num :].reshape(2, -1, features["text"].shape[-1]),
+  )
   losses = {}
   for i, (m, present) in enumerate((("visual", batch["visible"]), ("audio", batch["audible"]))):
     target = jnp.concatenate([present, (present.sum(-1, keepdims=True) == 0).astype(present.dtype)], axis=-1)
     losses[f"{m}_class"] = soft_cross_entropy(scale[m] * features[m] @ text[i].T, target)
-    captioned = present[:captions.shape[1]]
+    captioned = present[: captions.shape[1]]
     same = (present[:, None] == captioned[None]).all(-1).astype(jnp.float32)  # equal contents are no negatives
     logits = scale[m] * features[m] @ captions[i].T
     losses[f"{m}_caption"] = caption_weight * (soft_cross_entropy(logits, same) + soft_cross_entropy(logits.T, same.T)) / 2
@@ -158,13 +226,13 @@ def loss_fn(params: dict[str, Any], encoders: dict[str, Any], batch: dict[str, j
 def scores(features: dict[str, np.ndarray], batch: Batch) -> dict[str, float]:
   """Retrieval scene -> caption (a caption of the same contents counts) and accuracy of the best class text."""
   num, result = batch["visible"].shape[1] + 1, {}
-  captions = features["text"][2 * num:].reshape(2, -1, features["text"].shape[-1])
+  captions = features["text"][2 * num :].reshape(2, -1, features["text"].shape[-1])
   for i, (m, present) in enumerate((("visual", batch["visible"]), ("audio", batch["audible"]))):
     order = np.argsort(-(features[m] @ captions[i].T), axis=1, kind="stable")
     hit = (present[order] == present[:, None]).all(-1)
     result |= {f"{m}_to_caption_R@{k}": float(hit[:, :k].any(1).mean()) for k in (1, 5, 10)}
     sounding = present.sum(1) > 0
-    best = (features[m] @ features["text"][i * num:(i + 1) * num - 1].T).argmax(1)
+    best = (features[m] @ features["text"][i * num : (i + 1) * num - 1].T).argmax(1)
     result[f"{m}_top1_is_present"] = float(np.take_along_axis(present, best[:, None], 1)[sounding].mean())
   real = batch["patch"] >= 0
   best = (features["patches"] @ features["text"][:num].T).argmax(-1)
@@ -184,17 +252,23 @@ def pretrain(c: ConfigDict, out: pathlib.Path) -> dict[str, float]:
 
   def device_batch(batch: Batch) -> dict[str, jax.Array]:
     ids = tokenizer(list(batch["texts"]), length)
-    return {k: jnp.asarray(v) for k, v in batch.items() if k != "texts"} | {"ids": np.pad(ids, [(0, 0), (0, length - ids.shape[1])])}
+    return {k: jnp.asarray(v) for k, v in batch.items() if k != "texts"} | {
+      "ids": np.pad(ids, [(0, 0), (0, length - ids.shape[1])])
+    }
 
   keys = jax.random.split(jax.random.key(c.seed), 3)
-  params = {m: encoders[m].init(key, pretrained.example_input(encoders[m], m))["params"] for m, key in zip(names, keys, strict=True)}
+  params = {
+    m: encoders[m].init(key, pretrained.example_input(encoders[m], m))["params"] for m, key in zip(names, keys, strict=True)
+  }
   schedule = optax.warmup_cosine_decay_schedule(0.0, c.lr, c.warmup_steps, max(c.num_steps, c.warmup_steps + 1))
-  decayed = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)  # noqa: E731
+  decayed = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=c.weight_decay, mask=decayed))
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
   def step_fn(params: Any, opt_state: Any, batch: Any) -> Any:
-    grads, losses = jax.grad(loss_fn, has_aux=True)(params, encoders, batch, (c.region_weight, c.background_weight, c.caption_weight))
+    grads, losses = jax.grad(loss_fn, has_aux=True)(
+      params, encoders, batch, (c.region_weight, c.background_weight, c.caption_weight)
+    )
     updates, opt_state = tx.update(grads, opt_state, params)
     return optax.apply_updates(params, updates), opt_state, losses
 
@@ -208,8 +282,13 @@ def pretrain(c: ConfigDict, out: pathlib.Path) -> dict[str, float]:
     if step % c.save_every_steps == 0:
       write(out, names, params, {"source": "phpjax.pretrain, unfinished", "step": step})
   result = test(encoders, params, c, sizes, device_batch)
-  metadata = {"source": "phpjax.pretrain", "config": c.to_dict(), "test": result, "minutes": round((time.time() - start) / 60, 1),
-              "licence": "trained on public-domain pictures and CC0 sounds"}
+  metadata = {
+    "source": "phpjax.pretrain",
+    "config": c.to_dict(),
+    "test": result,
+    "minutes": round((time.time() - start) / 60, 1),
+    "licence": "trained on public-domain pictures and CC0 sounds",
+  }
   write(out, names, params, metadata)
   return result
 
@@ -220,18 +299,24 @@ def write(out: pathlib.Path, names: dict[str, str], params: Any, metadata: dict[
     pretrained.write(out / name, name, params[m], metadata, np.float16)
 
 
-def test(encoders: dict[str, Any], params: Any, c: ConfigDict, sizes: tuple[int, int, int], device_batch: Any) -> dict[str, float]:
+def test(
+  encoders: dict[str, Any], params: Any, c: ConfigDict, sizes: tuple[int, int, int], device_batch: Any
+) -> dict[str, float]:
   """Scores on `num_test_scenes` scenes of other seeds."""
-  encode_fn, parts, c = jax.jit(functools.partial(encode, encoders)), [], ConfigDict(c.to_dict() | {"num_captions": c.batch_size})
+  encode_fn, parts, c = (
+    jax.jit(functools.partial(encode, encoders)),
+    [],
+    ConfigDict(c.to_dict() | {"num_captions": c.batch_size}),
+  )
   for step in range(1, -(-c.num_test_scenes // c.batch_size) + 1):
     batch = make_batch(-step, c, sizes)
     parts.append((batch, jax.device_get(encode_fn(params, device_batch(batch)))))
   num = parts[0][0]["visible"].shape[1] + 1
   batch = {k: np.concatenate([b[k] for b, _ in parts]) for k in ("visible", "audible", "patch")}
   features = {k: np.concatenate([f[k] for _, f in parts]) for k in ("visual", "audio", "patches")}
-  captions = np.stack([f["text"][2 * num:].reshape(2, -1, f["text"].shape[-1]) for _, f in parts], axis=1)
+  captions = np.stack([f["text"][2 * num :].reshape(2, -1, f["text"].shape[-1]) for _, f in parts], axis=1)
   captions = captions.reshape(-1, captions.shape[-1])
-  features["text"] = np.concatenate([parts[0][1]["text"][:2 * num], captions])
+  features["text"] = np.concatenate([parts[0][1]["text"][: 2 * num], captions])
   return scores(features, batch)
 
 

@@ -1,4 +1,5 @@
 """results.json, the tables and figures of a finished run, and what a dry run prints."""
+
 from __future__ import annotations
 
 import importlib.metadata
@@ -26,8 +27,10 @@ def finish(run: Any) -> Tree:
   final = assemble(run)
   workdir.write_json(run.folder / workdir.RESULTS, final)
   draw(run, final)
-  run.progress.note(f"mean accuracy {final['mean_accuracy']:.3f}, forgetting {final['forgetting']:.3f}; "
-                    f"see {run.folder / workdir.RESULTS} and {run.folder / 'figures'}")
+  run.progress.note(
+    f"mean accuracy {final['mean_accuracy']:.3f}, forgetting {final['forgetting']:.3f}; "
+    f"see {run.folder / workdir.RESULTS} and {run.folder / 'figures'}"
+  )
   return final
 
 
@@ -37,16 +40,27 @@ def assemble(run: Any) -> Tree:
   summary = continual.summarise(history["matrix"])
   trivial = {name: trivial_scores(run, name) for name in names}
   return {
-    "method": config.method.name, "tasks": names, "metric": {name: scoring.main_metric(name) for name in names},
-    "matrix": history["matrix"], "unseen": history["unseen"],
-    **{k: summary[k] for k in ("mean_accuracy", "forgetting", "bwt")}, "summary": summary,
+    "method": config.method.name,
+    "tasks": names,
+    "metric": {name: scoring.main_metric(name) for name in names},
+    "matrix": history["matrix"],
+    "unseen": history["unseen"],
+    **{k: summary[k] for k in ("mean_accuracy", "forgetting", "bwt")},
+    "summary": summary,
     "per_task": history["per_task"],
     "trivial": {name: scores[scoring.main_metric(name)] for name, (_, scores) in trivial.items()},
     "trivial_predictor": {name: {"name": which, "scores": scores} for name, (which, scores) in trivial.items()},
-    "parameters": parameters(run.experiment, run.params), "seed": config.seed, "steps": run.position.step,
-    "skipped_steps": history["skipped"], "seconds": run.position.seconds + time.monotonic() - run.started,
-    "peak_memory_bytes": peak_memory_bytes(), "data": data_summary(run), "weights": weights(run.experiment),
-    "versions": versions(), "compat": config.method.compat, "task_id": config.task_id,
+    "parameters": parameters(run.experiment, run.params),
+    "seed": config.seed,
+    "steps": run.position.step,
+    "skipped_steps": history["skipped"],
+    "seconds": run.position.seconds + time.monotonic() - run.started,
+    "peak_memory_bytes": peak_memory_bytes(),
+    "data": data_summary(run),
+    "weights": weights(run.experiment),
+    "versions": versions(),
+    "compat": config.method.compat,
+    "task_id": config.task_id,
   }
 
 
@@ -79,8 +93,12 @@ def data_summary(run: Any) -> Tree:
   counts = {name: {split: len(data.records(split)) for split in data.splits()} for name, data in run.datasets.items()}
   coverage = {name: {split: data.coverage(split) for split in data.splits()} for name, data in run.datasets.items()}
   missing = {name: {split: len(c["missing"]) for split, c in splits.items()} for name, splits in coverage.items()}
-  return {"name": f"toybox-{config.toybox}" if config.toybox else "user", "counts": counts, "missing_clips": missing,
-          "model_selection": "none: the last epoch"}
+  return {
+    "name": f"toybox-{config.toybox}" if config.toybox else "user",
+    "counts": counts,
+    "missing_clips": missing,
+    "model_selection": "none: the last epoch",
+  }
 
 
 def weights(experiment: Any) -> Tree:
@@ -91,8 +109,13 @@ def weights(experiment: Any) -> Tree:
 def versions() -> Tree:
   """Python, the platform, the devices and the packages that decide numbers."""
   found = {name: importlib.metadata.version(name) for name in PACKAGES}
-  return {"python": platform.python_version(), "platform": platform.platform(), "backend": jax.default_backend(),
-          "devices": jax.device_count(), **found}
+  return {
+    "python": platform.python_version(),
+    "platform": platform.platform(),
+    "backend": jax.default_backend(),
+    "devices": jax.device_count(),
+    **found,
+  }
 
 
 def peak_memory_bytes() -> int:
@@ -146,8 +169,13 @@ def avvp_example(row: Tree) -> Tree:
 def avs_example(row: Tree) -> Tree:
   """For `figures.avs_overlays`."""
   logits = row["outputs"]["mask"]
-  return {"id": row["id"], "visual": row["visual"], "label": row["label"], "prediction": (logits > 0).astype(np.uint8),
-          "iou": avs.frame_iou(logits > 0, row["label"] > 0)}
+  return {
+    "id": row["id"],
+    "visual": row["visual"],
+    "label": row["label"],
+    "prediction": (logits > 0).astype(np.uint8),
+    "iou": avs.frame_iou(logits > 0, row["label"] > 0),
+  }
 
 
 def avqa_example(row: Tree, run: Any) -> Tree:
@@ -158,7 +186,14 @@ def avqa_example(row: Tree, run: Any) -> Tree:
   top = [(info.classes[i], float(share[i])) for i in np.argsort(-share)[:3]]
   kind = "/".join(scoring.QUESTION_TYPES[int(row["type"][0])])
   question = " ".join(info.words[i] for i in row["question"][0] if i) + "?"
-  return {"id": row["id"], "visual": row["visual"], "type": kind, "question": question, "answer": info.classes[int(row["label"][0])], "top": top}
+  return {
+    "id": row["id"],
+    "visual": row["visual"],
+    "type": kind,
+    "question": question,
+    "answer": info.classes[int(row["label"][0])],
+    "top": top,
+  }
 
 
 # -- dry run ---------------------------------------------------------------------------------------------------
@@ -180,6 +215,9 @@ def dry_run(run: Any, begin: Callable[[Any, str], None]) -> str:
     plan = run.lower_train(name).compile().memory_analysis()
     planned[name] = plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
   largest = max(planned, key=planned.get)
-  lines += ["", f"memory of a training step per device: {planned[largest] / 2**30:.2f} GiB (largest: {largest}), of which encoders "
-            f"{partition.num_bytes(run.params['encoders']) / 2**30:.2f} GiB; batch_size {run.config.batch_size}"]
+  lines += [
+    "",
+    f"memory of a training step per device: {planned[largest] / 2**30:.2f} GiB (largest: {largest}), of which encoders "
+    f"{partition.num_bytes(run.params['encoders']) / 2**30:.2f} GiB; batch_size {run.config.batch_size}",
+  ]
   return "\n".join(lines)

@@ -1,4 +1,5 @@
 """A run at work: its objects, where it is, and how it opens, saves, restores and stops."""
+
 from __future__ import annotations
 
 import contextlib
@@ -77,12 +78,22 @@ class Run:
   def batches(self, name: str, split: str, *, batch_size: int, shuffle: bool, epoch: int = 0, start: int = 0) -> Iterator[Tree]:
     """This process's batches of one epoch."""
     return loader.batches(
-      self.source(name, split), batch_size=batch_size, seed=self.config.seed, shuffle=shuffle, epoch=epoch, start=start,
-      process_index=jax.process_index(), process_count=jax.process_count(), num_threads=self.config.data.num_threads)
+      self.source(name, split),
+      batch_size=batch_size,
+      seed=self.config.seed,
+      shuffle=shuffle,
+      epoch=epoch,
+      start=start,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      num_threads=self.config.data.num_threads,
+    )
 
   def num_batches(self, name: str, split: str = "train") -> int:
     """Batches of an epoch."""
-    return loader.num_batches(self.source(name, split), self.config.batch_size if split == "train" else self.config.eval_batch_size)
+    return loader.num_batches(
+      self.source(name, split), self.config.batch_size if split == "train" else self.config.eval_batch_size
+    )
 
   def parts(self, name: str) -> tuple[Tree, Tree]:
     """(trainable, frozen) of a task."""
@@ -116,7 +127,9 @@ class Run:
     batch = next(self.batches(name, "train", batch_size=self.config.batch_size, shuffle=False))
     rows = sharding.put_batch(batch, self.mesh, self.experiment.tasks[name].device_keys)
     scale = {"shared": 1.0, "task": 1.0}
-    return self.steps.train.lower(self.experiment.tasks[name], self.live, *self.train_inputs(name), rows, jax.random.key(0), scale)
+    return self.steps.train.lower(
+      self.experiment.tasks[name], self.live, *self.train_inputs(name), rows, jax.random.key(0), scale
+    )
 
   def items(self) -> Tree:
     """What a checkpoint holds beside its meta data."""
@@ -138,9 +151,15 @@ class Run:
     self.position.saves += 1
     seconds = self.position.seconds + time.monotonic() - self.started
     infos = {name: dataclasses.asdict(info) for name, info in self.experiment.infos.items()}
-    meta = {"position": {**dataclasses.asdict(self.position), "seconds": seconds}, "history": self.history, "infos": infos,
-            "learned": list(self.params["tasks"]), "live": self.live is not None,
-            "config": workdir.plain(self.config), "weights": results.weights(self.experiment)}
+    meta = {
+      "position": {**dataclasses.asdict(self.position), "seconds": seconds},
+      "history": self.history,
+      "infos": infos,
+      "learned": list(self.params["tasks"]),
+      "live": self.live is not None,
+      "config": workdir.plain(self.config),
+      "weights": results.weights(self.experiment),
+    }
     self.checkpoints.save(self.position.saves, self.items(), meta)
 
 
@@ -155,7 +174,9 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
     if folder is not None:
       workdir.claim(folder, config)
       checkpoints = checkpoint.Checkpoints(folder)
-    log = MetricsLog(folder or "", resume_step=resume_step(checkpoints), primary=folder is not None and jax.process_index() == 0)
+    log = MetricsLog(
+      folder or "", resume_step=resume_step(checkpoints), primary=folder is not None and jax.process_index() == 0
+    )
     params, state = built.init()
     params = {k: sharding.put_replicated(v, mesh) for k, v in params.items()}
     steps = Steps(built.modules, built.method, optimizer.settings(config.opt), mesh)
@@ -177,11 +198,14 @@ def resume_step(checkpoints: checkpoint.Checkpoints | None) -> int:
 
 def restore(run: Run) -> bool:
   """Goes to the newest good checkpoint, if any; raises UserError when the weights are others now."""
+
   def open_step(step: int) -> bool:
     meta = run.checkpoints.read_meta(step)
     if (now := results.weights(run.experiment)) != meta["weights"]:
-      raise UserError(f"--workdir={run.folder} was trained with other encoder weights ({meta['weights']}, now {now}): "
-                      "point encoders.*.weights to the old files or take another --workdir")
+      raise UserError(
+        f"--workdir={run.folder} was trained with other encoder weights ({meta['weights']}, now {now}): "
+        "point encoders.*.weights to the old files or take another --workdir"
+      )
     run.position, run.history = Position(**meta["position"]), meta["history"]
     for name in meta["learned"]:
       add_task(run, name)
@@ -194,7 +218,9 @@ def restore(run: Run) -> bool:
     if run.live is not None:
       trainable, _ = run.parts(run.names[run.position.task])
       run.live = Live(trainable, restored["live"]["opt_state"], {**run.live.state, **restored["live"].get("state", {})})
-    run.progress.note(f"continuing at task {run.position.task + 1}/{len(run.names)}, epoch {run.position.epoch}, step {run.position.step}")
+    run.progress.note(
+      f"continuing at task {run.position.task + 1}/{len(run.names)}, epoch {run.position.epoch}, step {run.position.step}"
+    )
     return True
 
   if not run.config.resume and run.checkpoints.steps():
@@ -215,12 +241,15 @@ def begin(run: Run, name: str) -> None:
   if name not in run.params["tasks"]:
     add_task(run, name)
   trainable, _ = run.parts(name)
-  run.live = Live(trainable, run.steps.init_optimizer(trainable), {"shared": run.state["shared"], "task": run.state["tasks"][name]})
+  run.live = Live(
+    trainable, run.steps.init_optimizer(trainable), {"shared": run.state["shared"], "task": run.state["tasks"][name]}
+  )
 
 
 @contextlib.contextmanager
 def stop_on_signal(run: Run) -> Iterator[None]:
   """SIGTERM or SIGINT asks the run to save after the current step; a second one stops at once."""
+
   def ask(number: int, frame: Any) -> None:
     del frame
     signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,5 @@
 """Joins a task's scores with its benchmark's metric and its trivial predictor."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +36,9 @@ def statistics(task: str, outputs: Arrays, batch: Arrays) -> dict[str, np.ndarra
     return avs.statistics(outputs["mask"], batch["label"], mask=mask, label_mask=batch["label_mask"])
   if task == "avqa":
     asked = (mask[:, None] * batch["question_mask"]).reshape(-1)
-    return avqa.statistics(outputs["scores"].argmax(-1).reshape(-1), batch["label"].reshape(-1), batch["type"].reshape(-1), mask=asked)
+    return avqa.statistics(
+      outputs["scores"].argmax(-1).reshape(-1), batch["label"].reshape(-1), batch["type"].reshape(-1), mask=asked
+    )
   raise KeyError(f"no metric for task {task!r}")
 
 

@@ -1,4 +1,5 @@
 """The mesh, and where arrays lie on it: batches split over all devices, everything else replicated."""
+
 from __future__ import annotations
 
 import math
@@ -23,7 +24,9 @@ def make_mesh(shape: tuple[int, int]) -> Mesh:
     raise UserError(f"mesh={tuple(shape)}: give {AXES} sizes, at most one of them -1")
   resolved = tuple(devices // known if n == -1 else n for n in shape)
   if math.prod(resolved) != devices:
-    raise UserError(f"mesh={tuple(shape)} does not fit {devices} devices: set --config.mesh='(-1, 1)' or sizes whose product is {devices}")
+    raise UserError(
+      f"mesh={tuple(shape)} does not fit {devices} devices: set --config.mesh='(-1, 1)' or sizes whose product is {devices}"
+    )
   return jax.make_mesh(resolved, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -1,4 +1,5 @@
 """The two jitted functions of a run: one training step, one prediction."""
+
 from __future__ import annotations
 
 import collections
@@ -48,27 +49,44 @@ class Steps:
     self.predict = jax.jit(functools.partial(self._predict), static_argnums=0, out_shardings=rows)
     self.init_optimizer = jax.jit(self.tx.init, out_shardings=whole)
 
-  def _run(self, task: Any, trainable: Tree, state: Tree, frozen: Tree, past: Tree | None, constants: Tree, batch: Tree, *,
-           rng: jax.Array | None, train: bool) -> tuple[Tree, Tree, Tree, Tree]:
+  def _run(
+    self,
+    task: Any,
+    trainable: Tree,
+    state: Tree,
+    frozen: Tree,
+    past: Tree | None,
+    constants: Tree,
+    batch: Tree,
+    *,
+    rng: jax.Array | None,
+    train: bool,
+  ) -> tuple[Tree, Tree, Tree, Tree]:
     """-> (outputs, features, context, state)."""
     rng_forward, rng_head = (None, None) if rng is None else jax.random.split(rng)
     features, context, state = model.forward(
-      self.modules, self.method, task, trainable, frozen, state, past, batch, rng=rng_forward, train=train)
+      self.modules, self.method, task, trainable, frozen, state, past, batch, rng=rng_forward, train=train
+    )
     classes = self.method.class_features(self.modules, trainable, frozen, constants)
     outputs, task_state = self.method.predict(
-      task, trainable, frozen, state["task"], features, context, classes, batch, rng=rng_head, train=train)
+      task, trainable, frozen, state["task"], features, context, classes, batch, rng=rng_head, train=train
+    )
     return outputs, features, context, {**state, "task": task_state}
 
-  def _train(self, task: Any, live: Live, frozen: Tree, past: Tree | None, constants: Tree, batch: Tree, rng: jax.Array,
-             lr_scale: Tree) -> tuple[Live, Tree]:
+  def _train(
+    self, task: Any, live: Live, frozen: Tree, past: Tree | None, constants: Tree, batch: Tree, rng: jax.Array, lr_scale: Tree
+  ) -> tuple[Live, Tree]:
     """One step -> (live, metrics). A step whose loss or gradient is not finite changes nothing and says so."""
     self.traces["train", task.kind] += 1
 
     def loss_fn(trainable: Tree) -> tuple[jax.Array, tuple[Tree, Tree]]:
       outputs, features, context, state = self._run(
-        task, trainable, live.state, frozen, past, constants, batch, rng=rng, train=True)
-      losses = {"task": self.method.task_weight(task) * task.loss(outputs, batch),
-                **self.method.losses(task, context, features, outputs, batch)}
+        task, trainable, live.state, frozen, past, constants, batch, rng=rng, train=True
+      )
+      losses = {
+        "task": self.method.task_weight(task) * task.loss(outputs, batch),
+        **self.method.losses(task, context, features, outputs, batch),
+      }
       return sum(losses.values()), (losses, state)
 
     (loss, (losses, state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(live.trainable)
@@ -82,7 +100,9 @@ class Steps:
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     return jax.lax.cond(finite, apply, lambda: live), {"loss": loss, "losses": losses, "grad_norm": norm, "finite": finite}
 
-  def _predict(self, task: Any, trainable: Tree, state: Tree, frozen: Tree, past: Tree | None, constants: Tree, batch: Tree) -> Tree:
+  def _predict(
+    self, task: Any, trainable: Tree, state: Tree, frozen: Tree, past: Tree | None, constants: Tree, batch: Tree
+  ) -> Tree:
     """Evaluation mode -> the task's scores, arrays with a leading B."""
     self.traces["predict", task.kind] += 1
     outputs, _, _, _ = self._run(task, trainable, state, frozen, past, constants, batch, rng=None, train=False)

@@ -1,4 +1,5 @@
 """Learns one task after another and evaluates all tasks seen so far; a run that stopped goes on where it was."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -11,7 +12,7 @@ from ml_collections import ConfigDict
 
 from phpjax import evaluate, optimizer, results, scoring, sharding, workdir
 from phpjax.errors import UserError
-from phpjax.run import Run, Stopped, add_task, begin, open_run, restore, stop_on_signal
+from phpjax.run import Run, Stopped, begin, open_run, restore, stop_on_signal
 
 Tree = dict[str, Any]
 EVALUATION_SPLITS = ("test", "unseen")
@@ -86,36 +87,53 @@ def train_epoch(run: Run, name: str, epoch: int, inputs: tuple[Tree, Tree | None
     report(run, name, epoch, scale, *pending)
 
 
-def report(run: Run, name: str, epoch: int, scale: Tree, step: int, done: int, metrics: Tree, batch: Tree, asked: float, waited: float) -> None:
+def report(
+  run: Run, name: str, epoch: int, scale: Tree, step: int, done: int, metrics: Tree, batch: Tree, asked: float, waited: float
+) -> None:
   """Shows and logs one step; stops on a loss or gradient that is not finite (the step itself changed nothing)."""
   metrics = jax.device_get(metrics)
   if not metrics["finite"]:
     losses = ", ".join(f"{k} {float(v):g}" for k, v in metrics["losses"].items())
     if run.config.on_nonfinite == "stop":
-      raise UserError(f"step {step} of task {name}: loss or gradient is not finite ({losses}; clips {', '.join(batch['id'])}); the step was "
-                      "not applied: lower opt.*.lr, or set --config.on_nonfinite=skip to leave such steps out")
+      raise UserError(
+        f"step {step} of task {name}: loss or gradient is not finite ({losses}; clips {', '.join(batch['id'])}); the step was "
+        "not applied: lower opt.*.lr, or set --config.on_nonfinite=skip to leave such steps out"
+      )
     run.history["skipped"] += 1
   rate = float(batch["mask"].sum()) / max(time.monotonic() - asked, 1e-9)
   loss = float(metrics["loss"])
   run.progress.step(epoch, run.config.num_epochs, epoch * run.num_batches(name) + done, loss, rate)
   if step % run.config.log_every_steps == 0:
-    lr = {label: run.config.opt[label].lr * scale["shared" if label == "shared" else "task"] for label in ("shared", "prompts", "head")}
-    run.log.step(step, task=name, epoch=epoch, loss=loss, losses={k: float(v) for k, v in metrics["losses"].items()}, lr=lr,
-                 examples_per_s=rate, data_wait_s=waited)
+    lr = {
+      label: run.config.opt[label].lr * scale["shared" if label == "shared" else "task"]
+      for label in ("shared", "prompts", "head")
+    }
+    run.log.step(
+      step,
+      task=name,
+      epoch=epoch,
+      loss=loss,
+      losses={k: float(v) for k, v in metrics["losses"].items()},
+      lr=lr,
+      examples_per_s=rate,
+      data_wait_s=waited,
+    )
 
 
 def evaluate_seen(run: Run, index: int) -> None:
   """Every task learned so far, on every evaluation split that its data has: one more row of the accuracy matrix."""
   main: dict[str, dict[str, float]] = {split: {} for split in EVALUATION_SPLITS}
-  for name in run.names[:index + 1]:
+  for name in run.names[: index + 1]:
     predict = run.predictor(name)
     for split in (s for s in EVALUATION_SPLITS if s in run.datasets[name].splits()):
       total = run.num_batches(name, split)
       scores = evaluate.evaluate(
-        predict, run.batches(name, split, batch_size=run.config.eval_batch_size, shuffle=False),
+        predict,
+        run.batches(name, split, batch_size=run.config.eval_batch_size, shuffle=False),
         lambda outputs, batch, name=name: scoring.statistics(name, outputs, batch),
         lambda parts, name=name: scoring.summarise(name, parts),
-        on_batch=lambda done, name=name, split=split, total=total: run.progress.evaluation(f"{name} {split}", done, total))
+        on_batch=lambda done, name=name, split=split, total=total: run.progress.evaluation(f"{name} {split}", done, total),
+      )
       main[split][name] = scores[scoring.main_metric(name)]
       run.history["per_task"].append({"after": run.names[index], "task": name, "split": split, "scores": scores})
       run.log.evaluation(run.position.step, name, scores, split=split)

@@ -1,4 +1,5 @@
 """The files of a run: config.json, results.json, and the rule that a workdir belongs to one config."""
+
 from __future__ import annotations
 
 import hashlib
@@ -53,8 +54,10 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
   differing = sorted(k for k in set(old) | set(new) if old.get(k) != new.get(k))
   if differing:
     shown = ", ".join(f"{k} (there {old.get(k)}, now {new.get(k)})" for k in differing[:4])
-    raise UserError(f"--workdir={workdir} belongs to another config: {shown}{' ...' if len(differing) > 4 else ''}; "
-                    "take another --workdir or the old settings")
+    raise UserError(
+      f"--workdir={workdir} belongs to another config: {shown}{' ...' if len(differing) > 4 else ''}; "
+      "take another --workdir or the old settings"
+    )
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

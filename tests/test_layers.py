@@ -16,20 +16,28 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROJECT = ("configs", "data_pipelines", "phpjax")
 
 PARTS = {"configs", "data_pipelines", "phpjax.encoders", "phpjax.methods", "phpjax.metrics", "phpjax.tasks"}
-TOOLS = {f"phpjax.{name}" for name in ("checkpoint", "figures", "logs", "partition", "progress", "sharding")}
+TOOLS = {f"phpjax.{name}" for name in ("checkpoint", "errors", "figures", "logs", "partition", "progress", "sharding",
+                                       "workdir")}
 BESIDE_TRAIN = {f"phpjax.{name}" for name in ("bench", "convert", "predict", "pretrain", "report")}
-BELOW_TRAIN = {*PARTS, *TOOLS, "phpjax.evaluate", "phpjax.model", "phpjax.optimizer"}
+ENGINE = {f"phpjax.{name}" for name in ("evaluate", "experiment", "model", "optimizer", "results", "run", "scoring", "steps")}
+BELOW_TRAIN = {*PARTS, *TOOLS, *ENGINE}
 
 # Module or package -> the project's modules and packages it may import. The longest matching name counts.
 MAY_IMPORT: dict[str, set[str]] = {
   **{name: {name} for name in PARTS},
-  **{name: {name} for name in TOOLS},
+  **{name: {name, "phpjax.errors"} for name in TOOLS},
   "phpjax.evaluate": set(),
   "phpjax.model": set(),
   "phpjax.optimizer": {"phpjax.partition"},
+  "phpjax.steps": {"phpjax.model", "phpjax.optimizer", "phpjax.sharding"},  # the two jitted functions
+  "phpjax.scoring": {"phpjax.metrics"},
+  "phpjax.experiment": {*PARTS, "phpjax.errors", "phpjax.sharding"},  # config -> objects
+  "phpjax.results": {*PARTS, *TOOLS, "phpjax.scoring"},
+  "phpjax.run": {*PARTS, *TOOLS, "phpjax.experiment", "phpjax.optimizer", "phpjax.results", "phpjax.steps"},
   "phpjax.train": BELOW_TRAIN,
-  **{name: {*BELOW_TRAIN, "phpjax.train"} for name in BESIDE_TRAIN},
-  "phpjax.main": {*BELOW_TRAIN, "phpjax.train"},
+  **{name: {*BELOW_TRAIN, "phpjax.train", "phpjax.cli"} for name in BESIDE_TRAIN},
+  "phpjax.main": {*BELOW_TRAIN, "phpjax.train", "phpjax.cli"},
+  "phpjax.cli": {"phpjax.errors"},
   "phpjax": {"phpjax.predict"},  # phpjax.load
 }
 

@@ -1,4 +1,5 @@
 """Frozen encoders. `ENCODERS` names them; `pretrained.load` opens one with its weights."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -20,8 +21,18 @@ ENCODERS: dict[str, tuple[type[Encoder], dict[str, Any]]] = {
   "tiny_vit": (CLIPVision, {**_TINY, "image_size": 32, "patch_size": 8}),
   "tiny_ast": (AST, {**_TINY, **_NANO_AST, "stride": 32}),
   "tiny_text": (CLIPText, {**_TINY, "vocabulary_size": 256, "context_length": 40}),
-  "clip_vit_b32": (CLIPVision, {"width": 768, "depth": 12, "num_heads": 12, "embed_dim": 512, "activation": "quick_gelu",
-                                "image_size": 224, "patch_size": 32}),
+  "clip_vit_b32": (
+    CLIPVision,
+    {
+      "width": 768,
+      "depth": 12,
+      "num_heads": 12,
+      "embed_dim": 512,
+      "activation": "quick_gelu",
+      "image_size": 224,
+      "patch_size": 32,
+    },
+  ),
   "clip_text_b32": (CLIPText, {"width": 512, "depth": 12, "num_heads": 8, "embed_dim": 512, "activation": "quick_gelu"}),
   "ast_base": (AST, {"width": 768, "depth": 12, "num_heads": 12, "embed_dim": 512}),
 }
@@ -35,4 +46,4 @@ def make_encoder(name: str, **sizes: Any) -> Encoder:
   return module(**{**defaults, **sizes})
 
 
-__all__ = ["AST", "CLIPText", "CLIPVision", "ENCODERS", "Encoder", "Features", "Stream", "make_encoder"]
+__all__ = ["AST", "ENCODERS", "CLIPText", "CLIPVision", "Encoder", "Features", "Stream", "make_encoder"]

@@ -1,4 +1,5 @@
 """Filter banks in JAX: batched, jitted, on the device. librosa and HF processors serve as references in tests only."""
+
 from __future__ import annotations
 
 import functools
@@ -25,7 +26,7 @@ def num_frames(samples: int, sample_rate_hz: int) -> int:
 @functools.cache
 def kaldi_mel_bank(num_mels: int, num_fft: int, sample_rate_hz: int, low_hz: float, high_hz: float) -> np.ndarray:
   """Kaldi's triangular filters, float32 [num_mels, num_fft // 2 + 1]; the last FFT bin stays out of the triangles."""
-  mel = lambda hz: 1127.0 * np.log1p(hz / 700.0)  # noqa: E731
+  mel = lambda hz: 1127.0 * np.log1p(hz / 700.0)
   points, low = mel(sample_rate_hz / num_fft * np.arange(num_fft // 2)), mel(low_hz)
   step = (mel(high_hz) - low) / (num_mels + 1)
   left = low + np.arange(num_mels)[:, None] * step

@@ -4,6 +4,7 @@ An encoder is a linen module with `stem enter attention mlp pool` and the plain 
 Between any two of these calls a method may change the stream (see phpjax/model.py). Encoders never change: their
 parameters arrive as an argument and are never differentiated.
 """
+
 from __future__ import annotations
 
 from typing import Any, Protocol
@@ -80,8 +81,9 @@ class Attention(nn.Module):
     self.value = nn.Dense(self.width, dtype=self.dtype)
     self.out = nn.Dense(self.width, dtype=self.dtype)
 
-  def __call__(self, normed: jax.Array, norm: nn.Module, prefix: PrefixLike | None = None,
-               mask: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, normed: jax.Array, norm: nn.Module, prefix: PrefixLike | None = None, mask: jax.Array | None = None
+  ) -> jax.Array:
     """normed [B, L, D], prefix keys and values [B, P, D], mask bool [B | 1, 1, L, L] -> [B, L, D]."""
     query, key, value = self.query(normed), self.key(normed), self.value(normed)
     if prefix is not None:
@@ -90,7 +92,7 @@ class Attention(nn.Module):
       value = jnp.concatenate([extra_value.astype(value.dtype), value], axis=1)
       if mask is not None:  # every query sees the whole prefix
         mask = jnp.pad(mask, [(0, 0)] * 3 + [(extra_key.shape[1], 0)], constant_values=True)
-    split = lambda x: x.reshape(*x.shape[:2], self.num_heads, -1)  # noqa: E731
+    split = lambda x: x.reshape(*x.shape[:2], self.num_heads, -1)
     mixed = jax.nn.dot_product_attention(split(query), split(key), split(value), mask=mask)
     return self.out(mixed.reshape(normed.shape))
 
@@ -144,8 +146,10 @@ class Encoder(nn.Module):
   dtype: Any = jnp.float32
 
   def make_blocks(self) -> list[Block]:
-    return [Block(self.width, self.num_heads, int(self.width * self.mlp_ratio), self.activation, self.eps, self.dtype)
-            for _ in range(self.depth)]
+    return [
+      Block(self.width, self.num_heads, int(self.width * self.mlp_ratio), self.activation, self.eps, self.dtype)
+      for _ in range(self.depth)
+    ]
 
   def enter(self, layer: int, stream: Stream) -> Stream:
     """Called before layer `layer`; here the identity."""

@@ -3,6 +3,7 @@
 Loading is strict in both directions and maps the file straight to the target dtype; nothing is initialised at random
 unless the config says `weights="random"` (tests).
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -78,8 +79,10 @@ def missing_weights(name: str, weights: str) -> str | None:
   if weights and (folder / FILE).is_file():
     return None
   where = f"in {folder}" if weights else "(the config's weights field is empty)"
-  return (f"no weights for the encoder {name} {where}: make them with "
-          f"`python -m phpjax.convert --encoder={name} --source=FILE_OR_DIR --out=DIR` and set encoders.<modality>.weights=DIR")
+  return (
+    f"no weights for the encoder {name} {where}: make them with "
+    f"`python -m phpjax.convert --encoder={name} --source=FILE_OR_DIR --out=DIR` and set encoders.<modality>.weights=DIR"
+  )
 
 
 def example_input(module: Encoder, modality: str) -> jax.Array:
@@ -105,8 +108,10 @@ def read(path: pathlib.Path, module: Encoder, modality: str, dtype: Any) -> dict
     with safetensors.safe_open(path, framework="numpy") as file:
       names = set(file.keys())
       if names != set(wanted):
-        raise ValueError(f"{path}: missing tensors {sorted(set(wanted) - names)[:5]}, unknown tensors {sorted(names - set(wanted))[:5]}; "
-                         "was it converted for another encoder?")
+        raise ValueError(
+          f"{path}: missing tensors {sorted(set(wanted) - names)[:5]}, unknown tensors {sorted(names - set(wanted))[:5]}; "
+          "was it converted for another encoder?"
+        )
       flat = {}
       for name, target in wanted.items():
         array = file.get_tensor(name)
@@ -118,7 +123,9 @@ def read(path: pathlib.Path, module: Encoder, modality: str, dtype: Any) -> dict
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def write(folder: str | pathlib.Path, name: str, params: dict[str, Any], metadata: dict[str, Any], dtype: Any = np.float32) -> None:
+def write(
+  folder: str | pathlib.Path, name: str, params: dict[str, Any], metadata: dict[str, Any], dtype: Any = np.float32
+) -> None:
   """Writes `encoder.safetensors` and `encoder.json` into `folder`."""
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
 """Text towers: CLIP's causal transformer, read at the end-of-text token."""
+
 from __future__ import annotations
 
 import jax

@@ -1,4 +1,5 @@
 """Text to token ids, through the `tokenizers` library and the weight folder's own tokenizer.json."""
+
 from __future__ import annotations
 
 import pathlib
@@ -40,9 +41,11 @@ def word_tokenizer(words: Sequence[str], vocabulary_size: int) -> tokenizers.Tok
   start, end = vocabulary_size - 2, vocabulary_size - 1  # the end token must be the largest id: CLIP finds it by argmax
   table = {"<pad>": 0, "<unk>": 1, **{word: i + 2 for i, word in enumerate(words)}, "<start>": start, "<end>": end}
   made = tokenizers.Tokenizer(tokenizers.models.WordLevel(table, unk_token="<unk>"))
-  made.normalizer = tokenizers.normalizers.Sequence([
-    tokenizers.normalizers.Replace("_", " "), tokenizers.normalizers.Lowercase()])
+  made.normalizer = tokenizers.normalizers.Sequence(
+    [tokenizers.normalizers.Replace("_", " "), tokenizers.normalizers.Lowercase()]
+  )
   made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
   made.post_processor = tokenizers.processors.TemplateProcessing(
-    single="<start> $A <end>", special_tokens=[("<start>", start), ("<end>", end)])
+    single="<start> $A <end>", special_tokens=[("<start>", start), ("<end>", end)]
+  )
   return made

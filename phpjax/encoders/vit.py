@@ -1,4 +1,5 @@
 """Vision transformers for pictures (CLIP) and spectrograms (AST): the same blocks behind two stems."""
+
 from __future__ import annotations
 
 from typing import ClassVar
@@ -49,14 +50,18 @@ class CLIPVision(Encoder):
     self.blocks = self.make_blocks()
     self.ln_post = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
     self.projection = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype)
-    self.logit_scale = self.param("logit_scale", nn.initializers.constant(LOGIT_SCALE), ())  # log of the temperature against text
+    self.logit_scale = self.param(
+      "logit_scale", nn.initializers.constant(LOGIT_SCALE), ()
+    )  # log of the temperature against text
 
   def stem(self, pixels: jax.Array) -> Stream:
     """uint8 [B, H, W, 3] -> tokens [B, 1 + patches, D], class token first, before `ln_pre`."""
     patches = self.patch_embedding(normalise(pixels, self.statistics).astype(self.dtype))
     patches = patches.reshape(patches.shape[0], -1, self.width)
     first = jnp.broadcast_to(self.class_embedding, (patches.shape[0], 1, self.width))
-    return Stream(jnp.concatenate([first.astype(patches.dtype), patches], axis=1) + self.position_embedding.astype(patches.dtype))
+    return Stream(
+      jnp.concatenate([first.astype(patches.dtype), patches], axis=1) + self.position_embedding.astype(patches.dtype)
+    )
 
   def enter(self, layer: int, stream: Stream) -> Stream:
     """`ln_pre` before the first layer."""
@@ -109,7 +114,9 @@ class AST(Encoder):
     self.blocks = self.make_blocks()
     self.ln_post = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
     self.projection = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype)
-    self.logit_scale = self.param("logit_scale", nn.initializers.constant(LOGIT_SCALE), ())  # log of the temperature against text
+    self.logit_scale = self.param(
+      "logit_scale", nn.initializers.constant(LOGIT_SCALE), ()
+    )  # log of the temperature against text
 
   def stem(self, wave: jax.Array) -> Stream:
     """int16 or float [B, samples] -> tokens [B, 2 + patches, D], class and distillation token first."""
@@ -129,5 +136,3 @@ class AST(Encoder):
   def __call__(self, wave: jax.Array) -> Features:
     """int16 or float [B, samples] -> Features, with no method between the layers."""
     return self.pool(self.layers(self.stem(wave)))
-
-

@@ -1,4 +1,5 @@
 """Continual methods. One file each; a new one needs a line in `METHODS`."""
+
 from __future__ import annotations
 
 import dataclasses

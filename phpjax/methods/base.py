@@ -1,4 +1,5 @@
 """What a continual method may change. The base class changes nothing: it is the linear-probe baseline."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -75,8 +76,19 @@ class Method:
     """The method that changes nothing, for query passes."""
     return Method(self.backbone)
 
-  def start(self, task: Any, trainable: Tree, frozen: Tree, state: Tree, past: Tree | None, streams: Tree, *,
-            query: Tree | None, rng: jax.Array | None, train: bool) -> Tree:
+  def start(
+    self,
+    task: Any,
+    trainable: Tree,
+    frozen: Tree,
+    state: Tree,
+    past: Tree | None,
+    streams: Tree,
+    *,
+    query: Tree | None,
+    rng: jax.Array | None,
+    train: bool,
+  ) -> Tree:
     """Once per forward, with the stems' streams: whatever `prefix` and `adapt` need later (the context)."""
     del task, trainable, frozen, state, past, streams, query, rng, train
     return {}
@@ -99,8 +111,20 @@ class Method:
     del encoders, trainable, frozen, constants
     return {}
 
-  def predict(self, task: Any, trainable: Tree, frozen: Tree, state: Tree, features: Tree, context: Tree, classes: Tree,
-              batch: Tree, *, rng: jax.Array | None, train: bool) -> tuple[Tree, Tree]:
+  def predict(
+    self,
+    task: Any,
+    trainable: Tree,
+    frozen: Tree,
+    state: Tree,
+    features: Tree,
+    context: Tree,
+    classes: Tree,
+    batch: Tree,
+    *,
+    rng: jax.Array | None,
+    train: bool,
+  ) -> tuple[Tree, Tree]:
     """Features -> (outputs, state of the task); by default the task's own head."""
     del frozen, context, classes
     return task.predict(trainable["task"]["head"], state, features, batch, rng=rng, train=train)

@@ -1,4 +1,5 @@
 """Sequential fine-tuning: PHP's modules as one set that every task trains on, nothing kept."""
+
 from __future__ import annotations
 
 import dataclasses

@@ -8,6 +8,7 @@ Event tasks are scored against class texts: visual features against CLIP text wi
 features against the audio-text tower. Where the released code departs from the paper's intent, this is the intent
 (reference table of quirks: 1, 3, 4, 5, 6 and 22 repaired).
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -66,8 +67,10 @@ class PHP(Method):
     if missing := [m for m in ("visual", "audio", "text") if m not in self.backbone.present()]:
       problems.append(f"needs encoders for {', '.join(missing)}")
     elif self.mid and self.backbone.visual.width != self.backbone.audio.width:
-      problems.append(f"shares its middle generators between modalities and needs equal widths, got visual "
-                      f"{self.backbone.visual.width} and audio {self.backbone.audio.width}")
+      problems.append(
+        f"shares its middle generators between modalities and needs equal widths, got visual "
+        f"{self.backbone.visual.width} and audio {self.backbone.audio.width}"
+      )
     elif (last := max((*self.shallow, *self.mid, *self.deep), default=0)) >= self.backbone.visual.depth:
       problems.append(f"has a prompt in layer {last}, the encoders have {self.backbone.visual.depth} layers")
     if self.audio_logit_scale not in ("released", "exp"):
@@ -85,7 +88,9 @@ class PHP(Method):
 
   def generators(self) -> MiddlePrompts:
     """The middle phase of one task."""
-    return MiddlePrompts(len(self.mid), self.num_mid_prompts, self.codebook_size, self.generator_depth, self.backbone.visual.num_heads)
+    return MiddlePrompts(
+      len(self.mid), self.num_mid_prompts, self.codebook_size, self.generator_depth, self.backbone.visual.num_heads
+    )
 
   # -- parameters ----------------------------------------------------------------------------------------------
 
@@ -97,7 +102,9 @@ class PHP(Method):
     stems = {m: jnp.zeros((1, getattr(self.backbone, m).num_tokens, getattr(self.backbone, m).width)) for m in PAIR}
     adapters = {
       f"step_{step}_{site}": {m: self.adapter().init(next(keys), stems[m], stems[other(m)])["params"] for m in PAIR}
-      for step in self.shallow for site in ("attention", "mlp")}
+      for step in self.shallow
+      for site in ("attention", "mlp")
+    }
     shared = {
       "context": 0.02 * jax.random.normal(next(keys), (self.num_context, self.backbone.text.width)),
       "clip_adapter": ClipAdapter().init(next(keys), row)["params"],
@@ -118,7 +125,8 @@ class PHP(Method):
     if self.deep:
       prompts["deep"] = {
         m: jax.random.uniform(key, (len(self.deep), 2, self.deep_length, getattr(self.backbone, m).width), minval=-1, maxval=1)
-        for m, key in zip(PAIR, keys, strict=True)}
+        for m, key in zip(PAIR, keys, strict=True)
+      }
     return prompts
 
   def init_head(self, rng: jax.Array, task: Any) -> Tree:
@@ -132,8 +140,19 @@ class PHP(Method):
 
   # -- inside the encoders -------------------------------------------------------------------------------------
 
-  def start(self, task: Any, trainable: Tree, frozen: Tree, state: Tree, past: Tree | None, streams: Tree, *,
-            query: Tree | None, rng: jax.Array | None, train: bool) -> Tree:
+  def start(
+    self,
+    task: Any,
+    trainable: Tree,
+    frozen: Tree,
+    state: Tree,
+    past: Tree | None,
+    streams: Tree,
+    *,
+    query: Tree | None,
+    rng: jax.Array | None,
+    train: bool,
+  ) -> Tree:
     """Generates the middle prompts from the stems (before any norm) and lays out the deep ones."""
     del task, state, past, query, rng, train
     shared, prompts = {**frozen["shared"], **trainable["shared"]}, self.prompts(trainable)
@@ -147,7 +166,12 @@ class PHP(Method):
       for slot, step in enumerate(self.deep):
         prefixes[step] = {**prefixes[step], m: broadcast_prefix(prompts["deep"][m][slot], tokens.shape[0], "normed")}
     scale = jnp.exp(frozen["encoders"]["visual"]["logit_scale"])
-    return {"prefixes": prefixes, "adapters": shared.get("adapters", {}), "contrastive": shared["contrastive"], "logit_scale": scale}
+    return {
+      "prefixes": prefixes,
+      "adapters": shared.get("adapters", {}),
+      "contrastive": shared["contrastive"],
+      "logit_scale": scale,
+    }
 
   def prompts(self, trainable: Tree) -> Tree:
     """Where the task-specific prompts live."""
@@ -177,13 +201,25 @@ class PHP(Method):
     text = encoders["text"].bind({"params": frozen["encoders"]["text"]})
     stream = text.embed(constants["class_ids"])
     # the template's first words behind the start token are place holders for the learnable context
-    stream = text.positions(stream.replace(tokens=stream.tokens.at[:, 1:1 + self.num_context].set(shared["context"])))
+    stream = text.positions(stream.replace(tokens=stream.tokens.at[:, 1 : 1 + self.num_context].set(shared["context"])))
     features = text.pool(text.layers(stream)).pooled
     visual = ClipAdapter().apply({"params": shared["clip_adapter_text"]}, features)
     return {"visual": visual, "audio": l2_normalise(constants["audio_text"])}
 
-  def predict(self, task: Any, trainable: Tree, frozen: Tree, state: Tree, features: Tree, context: Tree, classes: Tree,
-              batch: Tree, *, rng: jax.Array | None, train: bool) -> tuple[Tree, Tree]:
+  def predict(
+    self,
+    task: Any,
+    trainable: Tree,
+    frozen: Tree,
+    state: Tree,
+    features: Tree,
+    context: Tree,
+    classes: Tree,
+    batch: Tree,
+    *,
+    rng: jax.Array | None,
+    train: bool,
+  ) -> tuple[Tree, Tree]:
     """Event tasks: similarity to the class texts per second and modality; other tasks: the task's own head."""
     if task.kind != "event":
       return super().predict(task, trainable, frozen, state, features, context, classes, batch, rng=rng, train=train)
@@ -191,8 +227,14 @@ class PHP(Method):
     visual = ClipAdapter().apply({"params": shared["clip_adapter"]}, features["visual"].pooled)
     audio = l2_normalise(features["audio"].pooled)
     scale = {m: frozen["encoders"][m]["logit_scale"] for m in PAIR}
-    scale = {"visual": jnp.exp(scale["visual"]), "audio": jnp.exp(scale["audio"]) if self.audio_logit_scale == "exp" else scale["audio"]}
-    logits = {"visual": 2 * scale["visual"] * visual @ classes["visual"].T, "audio": 2 * scale["audio"] * audio @ classes["audio"].T}
+    scale = {
+      "visual": jnp.exp(scale["visual"]),
+      "audio": jnp.exp(scale["audio"]) if self.audio_logit_scale == "exp" else scale["audio"],
+    }
+    logits = {
+      "visual": 2 * scale["visual"] * visual @ classes["visual"].T,
+      "audio": 2 * scale["audio"] * audio @ classes["audio"].T,
+    }
     logits = {m: x.reshape(-1, task.seconds, x.shape[-1]) for m, x in logits.items()}
     return task.calibrate(trainable["task"]["head"], logits), state
 
@@ -212,7 +254,7 @@ class PHP(Method):
     real = batch["mask"]
     padding = jnp.where(real > 0, 0.0, -1e9)
     target = jnp.arange(logits.shape[0])
-    mean = lambda x: jnp.sum(x * real) / jnp.maximum(real.sum(), 1)  # noqa: E731
+    mean = lambda x: jnp.sum(x * real) / jnp.maximum(real.sum(), 1)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     return {
       "audio_to_visual": self.audio_to_visual_weight * mean(cross_entropy(logits + padding, target)),

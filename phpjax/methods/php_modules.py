@@ -2,6 +2,7 @@
 
 Layout here is [N, tokens, channels] with N = clips x seconds.
 """
+
 from __future__ import annotations
 
 import jax
@@ -20,8 +21,11 @@ class GroupedDense(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     width = x.shape[-1] // self.groups
-    kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0),
-                        (self.groups, width, self.features // self.groups))
+    kernel = self.param(
+      "kernel",
+      nn.initializers.lecun_normal(in_axis=1, out_axis=2, batch_axis=0),
+      (self.groups, width, self.features // self.groups),
+    )
     y = jnp.einsum("...gc,gcd->...gd", x.reshape(*x.shape[:-1], self.groups, width), kernel)
     return y.reshape(*x.shape[:-1], self.features)
 
@@ -85,8 +89,9 @@ class ShallowAdapter(nn.Module):
     mixed = nn.relu(nn.Dense(width, name="audio_1")(summary)) * nn.relu(nn.Dense(width, name="visual_1")(x))
     squeezed = nn.relu(nn.Dense(width // 2, name="bottleneck")(mixed.mean(axis=1, keepdims=True)))
     channel = nn.sigmoid(nn.Dense(width, name="channel_gate")(squeezed))  # [N, 1, C]
-    spatial = (nn.relu(nn.Dense(width // 2, name="visual_2")(x * (channel + 1)))
-               * nn.relu(nn.Dense(width // 2, name="audio_2")(summary)))
+    spatial = nn.relu(nn.Dense(width // 2, name="visual_2")(x * (channel + 1))) * nn.relu(
+      nn.Dense(width // 2, name="audio_2")(summary)
+    )
     spatial = nn.sigmoid(nn.Dense(1, name="spatial_gate")(spatial))  # [N, L, 1]
     temporal = nn.sigmoid(nn.Dense(1, name="temporal_gate")(summary))  # [N, 1, 1]
     return self.alpha * channel + self.beta * spatial + self.gamma * temporal + 1 - self.alpha
@@ -102,9 +107,11 @@ class GeneratorBlock(nn.Module):
     """x [N, L, D] -> the first `num_queries` tokens after the block, [N, num_queries, D]."""
     width = x.shape[-1]
     normed = nn.LayerNorm(epsilon=1e-5, name="ln_1")(x)
-    split = lambda y: y.reshape(*y.shape[:2], self.num_heads, -1)  # noqa: E731
-    project = lambda name, y: split(nn.Dense(width, use_bias=False, name=name)(y))  # noqa: E731
-    mixed = jax.nn.dot_product_attention(project("query", normed[:, :num_queries]), project("key", normed), project("value", normed))
+    split = lambda y: y.reshape(*y.shape[:2], self.num_heads, -1)
+    project = lambda name, y: split(nn.Dense(width, use_bias=False, name=name)(y))
+    mixed = jax.nn.dot_product_attention(
+      project("query", normed[:, :num_queries]), project("key", normed), project("value", normed)
+    )
     x = x[:, :num_queries]
     x = x + nn.Dense(width, name="out")(mixed.reshape(x.shape))
     h = nn.Dense(width, name="fc_1")(nn.LayerNorm(epsilon=1e-5, name="ln_2")(x))
@@ -153,7 +160,7 @@ class MiddlePrompts(nn.Module):
     prefixes = []
     for layer in range(self.num_layers):
       prompts = PromptGenerator(self.num_prompts, self.depth, self.num_heads, name=f"generator_{layer}")(tokens, codebook)
-      weight = nn.sigmoid(query(prompts) @ key / width ** 0.5)  # the input-independent key of the release (quirk 9)
+      weight = nn.sigmoid(query(prompts) @ key / width**0.5)  # the input-independent key of the release (quirk 9)
       prompts = prompts * weight[..., None]
       half = self.num_prompts // 2
       prefixes.append(Prefix(prompts[:, :half], prompts[:, half:], at="normed"))

@@ -1,4 +1,5 @@
 """Parts that several prompt methods share."""
+
 from __future__ import annotations
 
 import flax.struct

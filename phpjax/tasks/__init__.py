@@ -1,4 +1,5 @@
 """Tasks of a sequence. `TASKS` names them with the dataset each one reads."""
+
 from __future__ import annotations
 
 from phpjax.tasks.base import Task, Widths

@@ -1,4 +1,5 @@
 """What a task is: its head, prediction, loss and scores. A task never knows which method trains it."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -58,7 +59,9 @@ class Task:
     """What changes without a gradient (running statistics)."""
     return {}
 
-  def predict(self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool) -> tuple[Tree, Tree]:
+  def predict(
+    self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool
+  ) -> tuple[Tree, Tree]:
     """Features of all modalities -> (outputs, state)."""
     raise NotImplementedError
 

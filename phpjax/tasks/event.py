@@ -1,4 +1,5 @@
 """Audio-visual events: AVE (one event per clip, a class per second) and AVVP (weak labels, several events per clip)."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -27,8 +28,9 @@ class EventTask(Task):
     if "text" not in encoders:
       return {}
     text = encoders["text"]
-    encode = lambda template: text.tokenizer(  # noqa: E731
-      [template.format(name.replace("_", " ")) for name in self.text_classes()], text.module.context_length)
+    encode = lambda template: text.tokenizer(
+      [template.format(name.replace("_", " ")) for name in self.text_classes()], text.module.context_length
+    )
     audio_text = jax.jit(text.module.apply)({"params": text.params}, encode(AUDIO_TEXT)).pooled
     return {"class_ids": jnp.asarray(encode(VISUAL_TEXT)), "audio_text": audio_text}
 
@@ -39,7 +41,7 @@ class EventTask(Task):
   def init_head(self, rng: jax.Array) -> Tree:
     """A linear map per modality on the pooled features, starting at zero."""
     del rng
-    make = lambda: {"kernel": jnp.zeros((self.widths.embed, self.num_classes)), "bias": jnp.zeros(self.num_classes)}  # noqa: E731
+    make = lambda: {"kernel": jnp.zeros((self.widths.embed, self.num_classes)), "bias": jnp.zeros(self.num_classes)}
     return {m: make() for m in EVENT_MODALITIES}
 
   def init_calibration(self) -> Tree:
@@ -51,12 +53,14 @@ class EventTask(Task):
     del calibration
     return logits
 
-  def predict(self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool) -> tuple[Tree, Tree]:
+  def predict(
+    self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool
+  ) -> tuple[Tree, Tree]:
     """Linear on unit-scaled pooled features, per second and modality."""
     logits = {}
     for m in EVENT_MODALITIES:
       pooled = features[m].pooled
-      pooled = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True).clip(1e-6) * self.widths.embed ** 0.5
+      pooled = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True).clip(1e-6) * self.widths.embed**0.5
       logits[m] = (pooled @ head[m]["kernel"] + head[m]["bias"]).reshape(-1, self.seconds, self.num_classes)
     return logits, state
 
@@ -95,7 +99,10 @@ class AVVP(EventTask):
 
   def init_calibration(self) -> Tree:
     """A scale per modality and a bias per modality and class turn log-shares into log-odds."""
-    return {m: {"log_scale": jnp.full((), -1.0, jnp.float32), "bias": jnp.full((self.num_classes,), 0.5, jnp.float32)} for m in EVENT_MODALITIES}
+    return {
+      m: {"log_scale": jnp.full((), -1.0, jnp.float32), "bias": jnp.full((self.num_classes,), 0.5, jnp.float32)}
+      for m in EVENT_MODALITIES
+    }
 
   def calibrate(self, calibration: Tree, logits: Tree) -> Tree:
     """Similarities [B, T, C + 1], background last -> log-odds [B, T, C]: the scaled log-share of a class plus a bias."""

@@ -1,4 +1,5 @@
 """Audio-visual question answering (MUSIC-AVQA, Li et al., CVPR 2022)."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -49,10 +50,12 @@ class QuestionHead(nn.Module):
     seen = unit(self.mlp("visual", visual))
     grounded = nn.softmax(seen @ heard.swapaxes(-1, -2)) @ heard  # [B, T, L, D], vision asks audio
     looked = nn.Dense(self.width, name="ground")(jnp.tanh(jnp.concatenate([visual, grounded], axis=-1)))
-    flat = lambda x: x.reshape(x.shape[0], -1, self.width)  # noqa: E731
+    flat = lambda x: x.reshape(x.shape[0], -1, self.width)
     looked, heard = flat(looked), flat(heard)
-    answers = [Listener(4, self.dropout, name=name)(asked, x, train) + x.mean(axis=1, keepdims=True)
-               for name, x in (("audio_listener", heard), ("visual_listener", looked))]
+    answers = [
+      Listener(4, self.dropout, name=name)(asked, x, train) + x.mean(axis=1, keepdims=True)
+      for name, x in (("audio_listener", heard), ("visual_listener", looked))
+    ]
     fused = nn.Dense(self.width, name="fusion")(jnp.tanh(jnp.concatenate(answers, axis=-1)))
     return nn.Dense(self.num_answers, name="answer")(jnp.tanh(fused * asked))
 
@@ -84,11 +87,15 @@ class AVQA(Task):
     tokens = {m: jnp.zeros((1, self.seconds, 2, getattr(self.widths, m))) for m in ("visual", "audio")}
     return self.head().init(rng, tokens["visual"], tokens["audio"], jnp.zeros((1, 1, 14), jnp.int32), False)["params"]
 
-  def predict(self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool) -> tuple[Tree, Tree]:
+  def predict(
+    self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool
+  ) -> tuple[Tree, Tree]:
     """-> {"answer": logits [B, Q, answers]}; the last-layer tokens enter raw, as published."""
     tokens = {m: features[m].tokens.reshape(-1, self.seconds, *features[m].tokens.shape[1:]) for m in ("visual", "audio")}
     rngs = {"dropout": rng} if train else {}
-    return {"answer": self.head().apply({"params": head}, tokens["visual"], tokens["audio"], batch["question"], train, rngs=rngs)}, state
+    return {
+      "answer": self.head().apply({"params": head}, tokens["visual"], tokens["audio"], batch["question"], train, rngs=rngs)
+    }, state
 
   def loss(self, outputs: Tree, batch: Tree) -> jax.Array:
     """Cross-entropy, mean over the real questions."""

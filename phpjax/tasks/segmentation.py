@@ -1,4 +1,5 @@
 """Audio-visual segmentation (AVSBench, Zhou et al., ECCV 2022): the pixels of what sounds."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -32,7 +33,7 @@ class SegmentationHead(nn.Module):
   def __call__(self, visual: jax.Array, audio: jax.Array, mask: jax.Array, train: bool) -> jax.Array:
     """visual [N, L, D], audio [N, K, D'], mask [N] (1: real) -> logits [N, H, W]."""
     grid = round((visual.shape[1] - self.num_special) ** 0.5)
-    x = visual[:, self.num_special:].reshape(-1, grid, grid, self.width)
+    x = visual[:, self.num_special :].reshape(-1, grid, grid, self.width)
     x = nn.Conv(self.width // 2, (1, 1), name="reduce")(x)
     for i in range(self.num_doublings):
       x = jax.image.resize(x, (x.shape[0], 2 * x.shape[1], 2 * x.shape[2], x.shape[3]), "bilinear")
@@ -51,8 +52,8 @@ class SegmentationHead(nn.Module):
   def listen(self, class_token: jax.Array, audio: jax.Array) -> jax.Array:
     """Cross attention: the class token [N, D] asks, the audio tokens [N, K, D'] answer -> [N, E]."""
     context = nn.Dense(self.embed, name="context")(audio)
-    split = lambda y: y.reshape(*y.shape[:2], self.num_heads, -1)  # noqa: E731
-    dense = lambda name, y: split(nn.Dense(self.embed, use_bias=False, name=name)(y))  # noqa: E731
+    split = lambda y: y.reshape(*y.shape[:2], self.num_heads, -1)
+    dense = lambda name, y: split(nn.Dense(self.embed, use_bias=False, name=name)(y))
     heard = jax.nn.dot_product_attention(dense("query", class_token[:, None]), dense("key", context), dense("value", context))
     return nn.Dense(self.embed, name="out")(heard.reshape(heard.shape[0], -1))
 
@@ -67,7 +68,7 @@ class AVS(Task):
 
   def head(self) -> SegmentationHead:
     """The decoder, sized by the encoders."""
-    patch = self.image_size // round(self.widths.patches ** 0.5)
+    patch = self.image_size // round(self.widths.patches**0.5)
     if patch & (patch - 1):
       raise ValueError(f"AVS doubles patches up to pixels: the patch size must be a power of two, got {patch}")
     heads = max(self.widths.embed // 64, 4)
@@ -86,7 +87,9 @@ class AVS(Task):
     shapes = jax.eval_shape(self._variables, jax.random.key(0))["batch_stats"]
     return {norm: {"mean": jnp.zeros(x["mean"].shape), "var": jnp.ones(x["var"].shape)} for norm, x in shapes.items()}
 
-  def predict(self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool) -> tuple[Tree, Tree]:
+  def predict(
+    self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool
+  ) -> tuple[Tree, Tree]:
     """-> {"mask": logits [B, T, H, W]} and the new running statistics."""
     mask = jnp.repeat(batch["mask"], self.seconds)
     variables = {"params": head, "batch_stats": state}
