@@ -52,11 +52,13 @@ def base() -> ConfigDict:
   c.batch_size = 32  # over all devices
   c.eval_batch_size = 32
   c.num_epochs = 10  # per task
+  c.epochs_of = ConfigDict({"ave": 0, "avvp": 0, "avs": 0, "avqa": 0})  # of one task; 0: num_epochs
   c.task_id = "given"  # the task is known at test time
   c.on_nonfinite = "stop"  # or "skip": leave out a step whose loss or gradient is not finite, and count it
   c.mesh = (-1, 1)  # devices along (data, fsdp); -1: all that are left
   c.resume = True  # continue a workdir that holds checkpoints
   c.log_every_steps = 10
+  c.compile_effort = 3  # LLVM's optimisation level on CPU, 0 to 3: less compiles faster and runs slower
   c.encoder_dtype = "auto"  # bfloat16 on accelerators, float32 on CPU
 
   c.method = ConfigDict({"name": "linear_probe", "compat": "paper"})
@@ -75,6 +77,7 @@ def base() -> ConfigDict:
   c.data.toybox_seed = 0
   c.data.on_bad_clip = "error"  # or "skip": leave out clips that cannot be read, and list them
   c.data.num_threads = 2  # decoding
+  c.data.labelled_seconds_only = True  # AVS training leaves out seconds without a mask (the release runs them for nothing)
   c.data.questions_per_clip = 1  # questions that share one encoding of their clip; batch_size counts clips then
 
   c.opt = ConfigDict(
@@ -101,7 +104,8 @@ def nano(c: ConfigDict) -> ConfigDict:
   c.data.toybox = "default"
   c.data.questions_per_clip = 5
   c.batch_size = 8
-  c.num_epochs = 5
+  c.num_epochs = 4
+  c.epochs_of.avs, c.epochs_of.avqa = 30, 8  # one labelled second per clip; answers take longer
   for label in ("shared", "prompts", "head"):
     c.opt[label].lr = 2e-3
   c.opt.clip_norm = 1.0
@@ -117,6 +121,8 @@ def tiny(c: ConfigDict) -> ConfigDict:
   )
   c.data.toybox = "tiny"
   c.batch_size, c.eval_batch_size, c.num_epochs, c.log_every_steps = 2, 4, 1, 1
+  c.epochs_of.avs = c.epochs_of.avqa = 0
+  c.compile_effort = 0
   return c
 
 

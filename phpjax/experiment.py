@@ -114,6 +114,8 @@ def problems(config: ConfigDict, *, needs_data: bool = True) -> list[str]:
     found += filter(None, [sharding.check_batch_size(config[field], jax.device_count(), field)])
   if config.num_epochs < 1:
     found.append(f"num_epochs={config.num_epochs} must be at least 1")
+  if config.compile_effort not in range(4):
+    found.append(f"compile_effort={config.compile_effort} is not 0, 1, 2 or 3")
   if needs_data and not config.data.toybox:
     found += _data_problems(config, names)
   return found

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import DataError, Dataset, loader
-from data_pipelines.grouping import GroupedQuestions
+from data_pipelines.views import GroupedQuestions, LabelledSeconds
 from phpjax import checkpoint, experiment, optimizer, partition, results, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
@@ -61,6 +61,7 @@ class Run:
   started: float = dataclasses.field(default_factory=time.monotonic)
   stop: bool = False
   cached_constants: Tree = dataclasses.field(default_factory=dict)
+  sources: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
 
   @property
   def config(self) -> ConfigDict:
@@ -72,8 +73,15 @@ class Run:
 
   def source(self, name: str, split: str) -> Any:
     """The examples of a split."""
+    if (name, split) not in self.sources:
+      self.sources[name, split] = self._source(name, split)
+    return self.sources[name, split]
+
+  def _source(self, name: str, split: str) -> Any:
     source = self.datasets[name].examples(split, self.experiment.media, on_bad_clip=self.config.data.on_bad_clip)
-    return GroupedQuestions(source, self.config.data.questions_per_clip) if name == "avqa" else source
+    if name == "avqa":
+      return GroupedQuestions(source, self.config.data.questions_per_clip)
+    return LabelledSeconds(source) if name == "avs" and split == "train" and self.config.data.labelled_seconds_only else source
 
   def batches(self, name: str, split: str, *, batch_size: int, shuffle: bool, epoch: int = 0, start: int = 0) -> Iterator[Tree]:
     """This process's batches of one epoch."""
@@ -88,6 +96,10 @@ class Run:
       process_count=jax.process_count(),
       num_threads=self.config.data.num_threads,
     )
+
+  def num_epochs(self, name: str) -> int:
+    """Epochs of a task: `num_epochs`, unless `epochs_of` says otherwise."""
+    return self.config.epochs_of.get(name, 0) or self.config.num_epochs
 
   def num_batches(self, name: str, split: str = "train") -> int:
     """Batches of an epoch."""
@@ -179,7 +191,7 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
     )
     params, state = built.init()
     params = {k: sharding.put_replicated(v, mesh) for k, v in params.items()}
-    steps = Steps(built.modules, built.method, optimizer.settings(config.opt), mesh)
+    steps = Steps(built.modules, built.method, optimizer.settings(config.opt), mesh, compile_effort=config.compile_effort)
     try:
       yield Run(built, datasets, steps, mesh, folder, checkpoints, log, progress, params, state)
     except DataError as error:

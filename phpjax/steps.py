@@ -40,14 +40,17 @@ class Steps:
     traces: how often each function was traced, keyed (function, task kind): a test holds it to one per task.
   """
 
-  def __init__(self, modules: Tree, method: Any, opt: optimizer.Settings, mesh: Mesh):
+  def __init__(self, modules: Tree, method: Any, opt: optimizer.Settings, mesh: Mesh, *, compile_effort: int = 3):
     self.modules, self.method, self.tx, self.mesh = modules, method, optimizer.make(opt), mesh
     self.traces: collections.Counter[tuple[str, str]] = collections.Counter()
     whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
+    # The level is passed on CPU only, and only when it is not the default: other backends do not know the option.
+    effort = {"xla_backend_optimization_level": compile_effort} if compile_effort < 3 and jax.default_backend() == "cpu" else None
+    jit = functools.partial(jax.jit, compiler_options=effort)
     # Without out_shardings the first step's outputs could lie elsewhere than its inputs: a second compile.
-    self.train = jax.jit(functools.partial(self._train), static_argnums=0, donate_argnums=1, out_shardings=whole)
-    self.predict = jax.jit(functools.partial(self._predict), static_argnums=0, out_shardings=rows)
-    self.init_optimizer = jax.jit(self.tx.init, out_shardings=whole)
+    self.train = jit(functools.partial(self._train), static_argnums=0, donate_argnums=1, out_shardings=whole)
+    self.predict = jit(functools.partial(self._predict), static_argnums=0, out_shardings=rows)
+    self.init_optimizer = jit(self.tx.init, out_shardings=whole)
 
   def _run(
     self,

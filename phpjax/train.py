@@ -22,7 +22,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
   """Runs, or continues, the whole sequence; returns results.json's content. Raises UserError and Stopped."""
   with open_run(config, folder) as run, stop_on_signal(run):
     restore(run)
-    totals = [run.num_batches(name) * config.num_epochs for name in run.names]
+    totals = [run.num_batches(name) * run.num_epochs(name) for name in run.names]
     run.progress.start(sum(totals), run.position.step)
     for index in range(run.position.task, len(run.names)):
       learn(run, index)
@@ -50,11 +50,11 @@ def learn(run: Run, index: int) -> None:
   name, config = run.names[index], run.config
   if run.live is None:
     begin(run, name)
-  per_epoch, position = run.num_batches(name), run.position
-  run.progress.task(name, index, len(run.names), per_epoch * config.num_epochs, position.epoch * per_epoch + position.batch)
+  per_epoch, num_epochs, position = run.num_batches(name), run.num_epochs(name), run.position
+  run.progress.task(name, index, len(run.names), per_epoch * num_epochs, position.epoch * per_epoch + position.batch)
   inputs = run.train_inputs(name)
-  for epoch in range(position.epoch, config.num_epochs):
-    scale = optimizer.lr_scale(epoch, config.num_epochs, config.opt.min_scale, config.opt.later_shared_scale if index else 1.0)
+  for epoch in range(position.epoch, num_epochs):
+    scale = optimizer.lr_scale(epoch, num_epochs, config.opt.min_scale, config.opt.later_shared_scale if index else 1.0)
     train_epoch(run, name, epoch, inputs, scale)
     if not run.stop:
       run.position = dataclasses.replace(run.position, epoch=epoch + 1, batch=0)
@@ -102,7 +102,7 @@ def report(
     run.history["skipped"] += 1
   rate = float(batch["mask"].sum()) / max(time.monotonic() - asked, 1e-9)
   loss = float(metrics["loss"])
-  run.progress.step(epoch, run.config.num_epochs, epoch * run.num_batches(name) + done, loss, rate)
+  run.progress.step(epoch, run.num_epochs(name), epoch * run.num_batches(name) + done, loss, rate)
   if step % run.config.log_every_steps == 0:
     lr = {
       label: run.config.opt[label].lr * scale["shared" if label == "shared" else "task"]

@@ -29,3 +29,5 @@ def _environment() -> None:
 _environment()
 if not flags.FLAGS.is_parsed():  # grain and the configs read absl flags, here outside of app.run
   flags.FLAGS.mark_as_parsed()
+
+from tiny_run import tiny_run  # noqa: E402, F401  a fixture for all tests

@@ -91,7 +91,8 @@ class AVS(Task):
     self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool
   ) -> tuple[Tree, Tree]:
     """-> {"mask": logits [B, T, H, W]} and the new running statistics."""
-    mask = jnp.repeat(batch["mask"], self.seconds)
+    seconds = features["visual"].tokens.shape[0] // batch["mask"].shape[0]  # training may leave out unlabelled ones
+    mask = jnp.repeat(batch["mask"], seconds)
     variables = {"params": head, "batch_stats": state}
     inputs = (features["visual"].tokens, features["audio"].tokens, mask, train)
     if train:
@@ -99,7 +100,7 @@ class AVS(Task):
       state = changed["batch_stats"]
     else:
       logits = self.head().apply(variables, *inputs)
-    return {"mask": logits.reshape(-1, self.seconds, *logits.shape[1:])}, state
+    return {"mask": logits.reshape(-1, seconds, *logits.shape[1:])}, state
 
   def loss(self, outputs: Tree, batch: Tree) -> jax.Array:
     """Binary cross-entropy, mean over the pixels of the labelled seconds, then over clips."""

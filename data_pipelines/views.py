@@ -1,4 +1,4 @@
-"""Puts the questions about one clip into one example, so that the clip is decoded and encoded once for all of them."""
+"""Other cuts of a source that spare the encoders work: several questions per clip, labelled seconds only."""
 
 import numpy as np
 
@@ -6,6 +6,30 @@ from data_pipelines.base import Source
 from data_pipelines.schema import DataError, Example
 
 PER_QUESTION = ("question", "label", "type")
+PER_SECOND = ("visual", "audio", "label", "label_mask")
+
+
+class LabelledSeconds:
+  """A source of AVSBench examples cut to the leading seconds that carry a mask in any clip (S4 training: the first).
+
+  Seconds do not see one another in the encoders, so the others would cost time and teach nothing.
+  """
+
+  def __init__(self, source: Source) -> None:
+    self._source = source
+    self._seconds = max((record.masks for record in source.records), default=1)
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  @property
+  def bad(self) -> list[tuple[str, str]]:
+    """(id, reason) of the clips that were left out."""
+    return self._source.bad
+
+  def __getitem__(self, index: int) -> Example:
+    example = self._source[index]
+    return {key: value[:self._seconds] if key in PER_SECOND else value for key, value in example.items()}
 
 
 class GroupedQuestions:
