@@ -1,0 +1,51 @@
+"""What the commands share: reading flags, and errors as one line instead of a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from absl import flags
+
+from phpjax.errors import UserError
+
+EXIT_USER = 2
+HELP = ("--help", "-help", "--helpshort", "-h")
+
+
+def parse_flags(argv: list[str], doc: str, values: flags.FlagValues = flags.FLAGS) -> list[str]:
+  """Parses `argv` into `values` -> what is no flag, the program's name first.
+
+  `--help` prints `doc` and the flags and exits 0.
+
+  Raises:
+    UserError: an unknown flag (with "did you mean"), a bad value, or a config that cannot be read.
+  """
+  if any(word in HELP for word in argv[1:]):
+    own = values.main_module_help() if values is flags.FLAGS else values.get_help(include_special_flags=False)
+    print(f"{doc.strip()}\n\n{own}")
+    sys.exit(0)
+  try:
+    return values(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, OSError, ValueError) as error:
+    raise UserError(f"bad arguments: {gist(error)}; see --help") from error
+
+
+def gist(error: Exception) -> str:
+  """The message without a traceback that was pasted into it and without the quotes that KeyError adds."""
+  lines = str(error.args[0] if error.args else error).strip().splitlines()
+  return lines[-1] if any(line.startswith("Traceback") for line in lines) or "Traceback" in lines[0] else " ".join(lines)
+
+
+def guarded(function: Callable[[], Any], exits: Mapping[type[Exception], int] | None = None) -> int:
+  """Runs a command -> its exit code: 0, 2 after one line on stderr for what the user can mend, or that of `exits`."""
+  exits = dict(exits or {})
+  try:
+    function()
+  except UserError as error:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return EXIT_USER
+  except tuple(exits) as error:
+    return next(code for kind, code in exits.items() if isinstance(error, kind))
+  return 0

@@ -1,0 +1,398 @@
+"""Opens a trained run and answers about a clip; `phpjax.load` in Python, this module on the command line.
+
+  python -m phpjax.predict --workdir=runs/php_avqa_toybox --task=avqa --video=clip.mp4 --question="How many ... ?" --out=DIR
+
+prints the prediction as JSON; with --out it also writes prediction.json and pictures. Tasks: ave, avvp, avs, avqa, as far
+as the run has learned them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from jax.sharding import AxisType
+from ml_collections import ConfigDict
+from PIL import Image
+
+from data_pipelines import DATASETS, DataError, Media, MediaError, transforms
+from data_pipelines import media as media_lib
+from data_pipelines.music_avqa import QUESTION_LENGTH, question_words
+from phpjax import checkpoint, cli, experiment, optimizer, partition, results, sharding, workdir
+from phpjax.errors import UserError
+from phpjax.predictions import PREDICTIONS, Prediction
+from phpjax.steps import Steps
+from phpjax.tasks import TASKS
+
+Tree = dict[str, Any]
+Path = str | os.PathLike[str]
+CHUNK = 32  # pictures, seconds or texts encoded at once: bounds memory, and one shape means one compile
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFolders:
+  """The checkpoints of a workdir to be read only: orbax's own manager would tidy up under a run that is still going."""
+
+  folder: pathlib.Path
+
+  def steps(self) -> list[int]:
+    """Committed steps, newest first."""
+    found = self.folder.iterdir() if self.folder.is_dir() else ()
+    return sorted((int(p.name) for p in found if p.name.isdigit()), reverse=True)
+
+  def open(self, step: int) -> tuple[Tree, Tree]:
+    """(meta, items) of a step; the digests of all its items are checked, also of those that a prediction does not need."""
+    folder = self.folder / str(step)
+    meta = checkpoint.read_meta(folder)
+    items = {name: checkpoint.load_numpy(folder, name) for name in meta["digests"]}
+    items.pop("live", None)  # the optimizer of a task that was being learned
+    return meta, items
+
+
+def load(folder: Path, step: int | None = None) -> Predictor:
+  """Opens a run of phpjax.main; see `phpjax.load`."""
+  folder = pathlib.Path(folder).expanduser()
+  config = ConfigDict(_tuples(workdir.read_json(folder / workdir.CONFIG)))
+  meta, items = _open_step(StepFolders(folder / checkpoint.FOLDER), step)
+  try:
+    infos = {name: experiment.TaskInfo(**_tuples(info)) for name, info in meta["infos"].items()}
+    built = experiment.build(config, infos)
+    # One clip is one row: it cannot be split over devices, so the first one does it all.
+    mesh = jax.make_mesh((1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.local_devices()[:1])
+    steps = Steps(built.modules, built.method, optimizer.settings(config.opt), mesh)
+  except (AttributeError, KeyError, TypeError) as error:
+    raise UserError(f"{folder} was written by another version of phpjax: {error}") from error
+  if (now := results.weights(built)) != meta["weights"]:
+    raise UserError(
+      f"{folder} was trained with other encoder weights ({meta['weights']}, now {now}): "
+      f"put the old files back to where {folder / workdir.CONFIG} says (encoders.*.weights)"
+    )
+  params, state = _fill(built, meta["learned"], items, folder)
+  final = folder / workdir.RESULTS
+  return Predictor(built, steps, params, state, workdir.read_json(final) if final.is_file() else None, folder)
+
+
+def _open_step(steps: StepFolders, step: int | None) -> tuple[Tree, Tree]:
+  """The wanted step, or the newest good one; raises UserError."""
+  there = steps.steps()
+  if not there:
+    raise UserError(f"no checkpoint in {steps.folder}: train first with python -m phpjax.main --workdir={steps.folder.parent}")
+  if step is None:
+    return checkpoint.newest_good(steps, steps.open)
+  if step not in there:
+    raise UserError(f"no checkpoint {step} in {steps.folder}; there are {there}")
+  try:
+    return steps.open(step)
+  except UserError:
+    raise
+  except Exception as error:  # orbax and tensorstore report damage as plain exceptions of many types
+    raise UserError(f"checkpoint {steps.folder / str(step)} cannot be read ({error}); there are {there}") from error
+
+
+def _tuples(value: Any) -> Any:
+  """JSON has lists only; configs and task infos hold tuples."""
+  if isinstance(value, dict):
+    return {k: _tuples(v) for k, v in value.items()}
+  return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _fill(built: experiment.Experiment, learned: Sequence[str], items: Tree, folder: pathlib.Path) -> tuple[Tree, Tree]:
+  """(params, state) as the experiment shapes them, with the stored arrays; nothing is initialised at random.
+
+  Raises UserError when the stored paths or shapes are not those of this code.
+  """
+
+  def begin() -> tuple[Tree, Tree]:
+    params, state = built.init()
+    for name in learned:
+      params, state = built.add_task(params, state, name)
+    return params, state
+
+  params, state = jax.eval_shape(begin)
+  wanted = {"shared": params["shared"], "state": state, **{f"task_{name}": params["tasks"][name] for name in learned}}
+  filled = {}
+  for name, tree in wanted.items():
+    paths, structure = jax.tree_util.tree_flatten_with_path(tree)
+    stored = {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(items.get(name, {}))}
+    expected = {_key(path): leaf.shape for path, leaf in paths}
+    if other := sorted(k for k in stored.keys() | expected if k not in stored or np.shape(stored[k]) != expected.get(k)):
+      raise UserError(f"{folder} was written by another version of phpjax: {name} holds other arrays, first {other[0]}")
+    filled[name] = jax.tree.unflatten(structure, [stored[_key(path)] for path, _ in paths])
+  encoders = {modality: encoder.params for modality, encoder in built.encoders.items()}
+  return {"encoders": encoders, "shared": filled["shared"], "tasks": {n: filled[f"task_{n}"] for n in learned}}, filled["state"]
+
+
+def _key(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+class Predictor:
+  """A trained run, ready to answer about clips.
+
+  Attributes:
+    tasks: names of the learned tasks, in their order (the last one may still have been in training).
+    params: the whole tree {"encoders", "shared", "tasks"}.
+    results: the content of results.json, None before the run has ended.
+    config: the run's config.
+    media: image size and sample rate of the encoders.
+  """
+
+  def __init__(self, built: experiment.Experiment, steps: Steps, params: Tree, state: Tree, final: Tree | None, folder: Path):
+    self._experiment, self._steps, self._mesh = built, steps, steps.mesh
+    self.params, self._state = sharding.put_replicated(params, self._mesh), sharding.put_replicated(state, self._mesh)
+    self.results, self.folder, self.config, self.media = final, folder, built.config, built.media
+    self.tasks = tuple(params["tasks"])
+    self._inputs: dict[str, Tree] = {}
+    self._encode: dict[str, Callable[[Tree, jax.Array], jax.Array]] = {}
+
+  def __repr__(self) -> str:
+    return f"Predictor({self.config.method.name}, tasks {' '.join(self.tasks)}, from {self.folder})"
+
+  def predict(
+    self, task: str, *, video: Path | None = None, audio: Path | None = None, question: str | None = None
+  ) -> Prediction:
+    """Answers about one clip.
+
+    Args:
+      task: one of `tasks`.
+      video: a file with pictures and sound, or a folder of numbered frames (then `audio` too). Clips shorter than the task's
+        seconds hold their last frame and are silent after their end; of longer ones the first seconds are taken, for avqa
+        seconds spread over the whole clip.
+      audio: a sound file (or .npy at 32 kHz) in place of the video's own sound.
+      question: for avqa.
+
+    Raises:
+      UserError: everything that is missing or wrong, in one line.
+    """
+    if found := problems(self.tasks, task, video, audio, question):
+      raise UserError("; ".join(found))
+    video, audio = (pathlib.Path(path).expanduser() if path else None for path in (video, audio))
+    info = self._experiment.infos[task]
+    batch: Tree = {"mask": np.ones(1, np.float32)}
+    if question is not None:
+      batch["question"] = question_ids(question, info.words)[None, None]
+      batch["question_mask"] = np.ones((1, 1), np.float32)
+    try:
+      clip = read_clip(task, info.seconds, self.media, video, audio)
+    except MediaError as error:
+      hint = "; give its sound as audio=FILE" if "audio" in error.reason and audio is None else ""
+      raise UserError(f"{error.path}: {error.reason}{hint}") from error
+    scores = self._scores(task, {**batch, **{k: v[None] for k, v in clip.items()}})
+    return PREDICTIONS[task].of(scores, info.classes, task=task, video=str(video), visual=clip["visual"], question=question)
+
+  def _scores(self, name: str, batch: Tree) -> Tree:
+    """A batch of one clip -> the task's scores without the batch axis, by the very step that evaluates a run."""
+    task = self._experiment.tasks[name]
+    if name not in self._inputs:
+      method, encoders = self._experiment.method, self._experiment.encoders
+      trainable, frozen = partition.split(self.params, name, method.uses(task))
+      past = partition.stack_past(self.params, name, len(self._experiment.tasks)) if method.needs_past else None
+      state = {"shared": self._state["shared"], "task": self._state["tasks"][name]}
+      constants = sharding.put_replicated(task.constants(encoders), self._mesh)
+      self._inputs[name] = (trainable, state, frozen, past, constants)
+    rows = sharding.put_batch(batch, self._mesh, tuple(k for k in task.device_keys if k in batch))
+    return {k: v[0] for k, v in jax.device_get(self._steps.predict(task, *self._inputs[name], rows)).items()}
+
+  def encode_image(self, images: Path | np.ndarray | Sequence[Path | np.ndarray]) -> np.ndarray:
+    """Pictures (files, or uint8 [H, W, 3]) -> unit features in the joint space, float32 [E] for one, [N, E] for several."""
+    one = isinstance(images, str | os.PathLike) or np.ndim(images) == 3
+    rows = [self._picture(image) for image in ([images] if one else images)]
+    features = self._features("visual", rows)
+    return features[0] if one else features
+
+  def _picture(self, image: Path | np.ndarray) -> np.ndarray:
+    size = self.media.image_size
+    if isinstance(image, np.ndarray):
+      if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
+        raise UserError(f"a picture must be a file or uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+      return transforms.resize_image(Image.fromarray(image), size)
+    return _user(lambda: media_lib.read_image(image, size))
+
+  def encode_audio(self, sounds: Path | np.ndarray | Sequence[Path | np.ndarray]) -> np.ndarray:
+    """Sounds -> unit features in the joint space, float32 [E] for one, [N, E] for several.
+
+    A sound is a file or a wave [n] at `media.sample_rate_hz` (int16, or float in [-1, 1]); one that is longer than the
+    encoder hears at once is cut, and the unit features of its pieces are averaged.
+    """
+    one = isinstance(sounds, str | os.PathLike) or (isinstance(sounds, np.ndarray) and sounds.ndim == 1)
+    features = [self._features("audio", self._pieces(sound)).mean(0) for sound in ([sounds] if one else sounds)]
+    features = [x / np.linalg.norm(x).clip(1e-6) for x in features]
+    return features[0] if one else np.stack(features)
+
+  def _pieces(self, sound: Path | np.ndarray) -> np.ndarray:
+    """int16 [pieces, samples], the last one filled with silence."""
+    wave = sound if isinstance(sound, np.ndarray) else _user(lambda: read_sound(sound, self.media.sample_rate_hz))
+    if wave.ndim != 1 or not wave.size:
+      raise UserError(f"a sound must be a file or samples [n], got an array {list(wave.shape)}")
+    wave = wave if wave.dtype == np.int16 else transforms.to_int16(wave)
+    length = round(self._experiment.encoders["audio"].module.seconds * self.media.sample_rate_hz)
+    return np.pad(wave, (0, -len(wave) % length)).reshape(-1, length)
+
+  def encode_text(self, texts: str | Sequence[str]) -> np.ndarray:
+    """Texts -> unit features in the joint space, float32 [E] for one, [N, E] for several."""
+    if "text" not in self._experiment.encoders:
+      raise UserError(f"the run in {self.folder} has no text encoder")
+    text, one = self._experiment.encoders["text"], isinstance(texts, str)
+    try:
+      ids = text.tokenizer([texts] if one else list(texts), text.module.context_length)
+    except ValueError as error:
+      raise UserError(str(error)) from error
+    ids = np.pad(ids, [(0, 0), (0, text.module.context_length - ids.shape[1])])
+    features = self._features("text", ids)
+    return features[0] if one else features
+
+  def _features(self, modality: str, rows: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """[N, ...] -> unit pooled features of the plain encoder, float32 [N, E], in chunks of one shape."""
+    if modality not in self._encode:
+      module = self._experiment.encoders[modality].module
+      self._encode[modality] = jax.jit(lambda params, x: _unit(module.apply({"params": params}, x).pooled.astype(jnp.float32)))
+    rows, parts = np.stack(list(rows)), []
+    size = 1 if len(rows) == 1 else CHUNK
+    for start in range(0, len(rows), size):
+      part = rows[start : start + size]
+      padded = np.pad(part, [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1))
+      parts.append(np.asarray(self._encode[modality](self.params["encoders"][modality], padded))[: len(part)])
+    return np.concatenate(parts)
+
+
+def _unit(x: jax.Array) -> jax.Array:
+  return x / jnp.linalg.norm(x, axis=-1, keepdims=True).clip(1e-6)
+
+
+def _user(read: Callable[[], Any]) -> Any:
+  """Runs a reader; what is wrong with a file becomes a UserError."""
+  try:
+    return read()
+  except MediaError as error:
+    raise UserError(f"{error.path}: {error.reason}") from error
+
+
+def problems(
+  tasks: Sequence[str], task: str | None, video: Path | None, audio: Path | None, question: str | None, dashes: str = ""
+) -> list[str]:
+  """Everything that is missing or wrong among the arguments of a prediction, before anything is opened."""
+  found, d = [], dashes
+  if not task:
+    found.append(f"{d}task is missing, one of {', '.join(tasks or TASKS)}")
+  elif tasks and task not in tasks:
+    found.append(f"{d}task={task} is not learned here; there are {', '.join(tasks)}")
+  if not video:
+    found.append(f"{d}video is missing")
+  elif not (path := pathlib.Path(video).expanduser()).exists():
+    found.append(f"{d}video={video}: no such file")
+  elif path.is_dir() and not audio:
+    found.append(f"{d}video={video} is a folder of frames: {d}audio is missing")
+  if audio and not pathlib.Path(audio).expanduser().is_file():
+    found.append(f"{d}audio={audio}: no such file")
+  if task == "avqa" and not (question or "").strip():
+    found.append(f"{d}question is missing, avqa answers one")
+  if task in TASKS and task != "avqa" and question is not None:
+    found.append(f"{d}question is for avqa only, not for {task}")
+  return found
+
+
+def question_ids(question: str, words: Sequence[str]) -> np.ndarray:
+  """A question -> word indices int32 [14], 0 for padding; raises UserError naming a word outside the vocabulary.
+
+  Case may be mixed up (a question starts with a capital, "Is" and "is" are two words); "acoustic guitar" is acoustic_guitar.
+  """
+  for word in (word for word in words if "_" in word):
+    question = re.sub(rf"\b{re.escape(word.replace('_', ' '))}\b", word, question, flags=re.IGNORECASE)
+  table, lower = {word: i for i, word in enumerate(words)}, {word.lower(): i for i, word in reversed(list(enumerate(words)))}
+  try:
+    asked = question_words(question, [], repr(question))
+  except DataError as error:
+    raise UserError(str(error)) from error
+  if len(asked) > QUESTION_LENGTH:
+    raise UserError(f"question={question!r} has {len(asked)} words, more than the {QUESTION_LENGTH} that a question may have")
+  ids = np.zeros(QUESTION_LENGTH, np.int32)
+  for place, word in enumerate(asked):
+    spelled = word[:1].upper() + word[1:] if place == 0 and word[:1].upper() + word[1:] in table else word
+    index = table.get(spelled, lower.get(word.lower()))
+    if index is None:
+      close = difflib.get_close_matches(word, words[1:], n=1)
+      raise UserError(
+        f"question={question!r}: the word {word!r} is not among the run's {len(words) - 1} words"
+        + (f"; did you mean {close[0]!r}?" if close else "")
+      )
+    ids[place] = index
+  return ids
+
+
+def read_clip(task: str, seconds: int, media: Media, video: Path, audio: Path | None) -> dict[str, np.ndarray]:
+  """visual uint8 [T, H, W, 3] and audio int16 [T, S] of the seconds that the task's benchmark would show; raises MediaError."""
+  spread = DATASETS[TASKS[task][1]].spread
+  if audio is None:
+    clip = media_lib.decode_clip(video, media, seconds, spread=spread)
+    return {"visual": clip.visual, "audio": clip.audio}
+  wave = read_sound(audio, media.sample_rate_hz)
+  if pathlib.Path(video).is_dir():
+    starts = transforms.pick_seconds(len(wave) / media.sample_rate_hz, seconds, spread=spread)
+    visual = media_lib.read_frames(pathlib.Path(video), media.image_size, seconds)
+  else:
+    _, duration = media_lib.decode_video(video, [0.0], media.image_size)  # which seconds to show depends on the length
+    starts = transforms.pick_seconds(duration, seconds, spread=spread)
+    visual, _ = media_lib.decode_video(video, starts + 0.5, media.image_size)
+  return {"visual": visual, "audio": transforms.cut_seconds(wave, media.sample_rate_hz, starts)}
+
+
+def read_sound(path: Path, rate_hz: int) -> np.ndarray:
+  """A sound file, or .npy at 32 kHz -> float32 [n] at `rate_hz`; raises MediaError."""
+  read = media_lib.read_npy_wave if pathlib.Path(path).suffix == ".npy" else media_lib.decode_audio
+  return read(path, rate_hz)
+
+
+# -- command line ----------------------------------------------------------------------------------------------
+
+FLAGS = {
+  "workdir": "Folder of a run of phpjax.main.",
+  "task": "ave, avvp, avs or avqa.",
+  "video": "A clip, or a folder of numbered frames (then --audio too).",
+  "audio": "A sound file in place of the video's own sound.",
+  "question": "For avqa.",
+  "out": "Folder for prediction.json and pictures; made if it does not exist.",
+}
+
+
+def main(argv: list[str]) -> None:
+  """Checks the arguments, predicts, prints JSON."""
+  values = flags.FlagValues()  # its own: those of a notebook or of another command stay as they are
+  for name, text in FLAGS.items():
+    flags.DEFINE_string(name, None, text, flag_values=values)
+  rest, given = cli.parse_flags(argv, __doc__, values)[1:], values.flag_values_dict()
+  found = [f"unexpected arguments {' '.join(rest)}: options start with --"] if rest else []
+  tasks: Sequence[str] = ()
+  if not given["workdir"]:
+    found.append("--workdir is missing")
+  elif not (path := pathlib.Path(given["workdir"]).expanduser() / workdir.CONFIG).is_file():
+    found.append(f"--workdir={given['workdir']} is no run of phpjax.main: it has no {workdir.CONFIG}")
+  else:
+    tasks = workdir.read_json(path).get("tasks", ())
+  found += problems(tasks, given["task"], given["video"], given["audio"], given["question"], "--")
+  out = pathlib.Path(given["out"]).expanduser() if given["out"] else None
+  if out and out.exists() and not out.is_dir():
+    found.append(f"--out={out} is a file, not a folder")
+  if found:
+    raise UserError("; ".join(found))
+  predictor = load(given["workdir"])
+  prediction = predictor.predict(given["task"], video=given["video"], audio=given["audio"], question=given["question"])
+  try:
+    shown = prediction.save(out) if out else prediction.to_dict()
+  except OSError as error:
+    raise UserError(f"cannot write to --out={out}: {error}") from error
+  print(json.dumps(shown, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+  sys.exit(cli.guarded(lambda: main(sys.argv)))
