@@ -1,7 +1,7 @@
 """Saves and restores a run through orbax: what learned, the optimizer, and how far the run is. Encoders are never written.
 
-One step directory holds the items `shared`, `live` (optimizer and state), `task_NAME` for each task, and `meta` (JSON: position in
-the run, results so far, a sha256 of every item's arrays, because a flipped byte would otherwise restore silently).
+One step directory holds the items `shared`, `live` (optimizer and state), `task_NAME` for each task, and `meta` (JSON:
+position in the run, results so far, a sha256 of every item's arrays, because a flipped byte would otherwise restore silently).
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def read_meta(step_folder: pathlib.Path) -> Tree:
 
 
 def load_numpy(step_folder: pathlib.Path, item: str) -> Any:
-  """An item as numpy arrays, with no structure known in advance and on any number of devices; raises ValueError when damaged."""
+  """An item as numpy arrays, no structure known in advance, on any number of devices; raises ValueError when damaged."""
   with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
     tree = checkpointer.metadata(step_folder / item).item_metadata.tree
     empty = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)

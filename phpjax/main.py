@@ -1,6 +1,7 @@
 """Command line: `python -m phpjax.main --config=configs/php_avqa.py:toybox --workdir=DIR`.
 
-Exit codes: 0 done; 2 something the user can mend, named in one line; 42 stopped by a signal after saving (run the same command again).
+Exit codes: 0 done; 2 something the user can mend, named in one line; 42 stopped by a signal after saving (run the same
+command again).
 """
 
 from __future__ import annotations
@@ -8,18 +9,17 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
-from collections.abc import Callable
-from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-from absl import app, flags
-from ml_collections import config_flags
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
-from phpjax import experiment, results, run, train
+from phpjax import cli, experiment, results, run, train
 from phpjax.errors import UserError
 
-EXIT_USER, EXIT_STOPPED = 2, 42
+EXIT_STOPPED = 42
 MODES = ("train", "evaluate", "dry_run")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, with an optional :variant.", lock_config=True)
@@ -43,7 +43,8 @@ def main(argv: list[str]) -> None:
     return
   if _CONFIG.value is None:
     raise UserError("--config is missing: for example --config=configs/php_avqa.py:toybox")
-  config = _CONFIG.value
+  use_compile_cache()
+  config = open_config()
   needs_workdir = _MODE.value != "dry_run"
   found = experiment.problems(config) + (["--workdir is missing"] if needs_workdir and not _WORKDIR.value else [])
   if found:
@@ -56,33 +57,24 @@ def main(argv: list[str]) -> None:
   {"train": train.train_and_evaluate, "evaluate": train.evaluate_again}[_MODE.value](config, folder)
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser with exit 0 for --help and one line for a bad config."""
-  if any(a in ("--help", "-help", "--helpshort", "-h") for a in argv):
-    print(f"{__doc__}\n{flags.FLAGS.get_key_flags_for_module(sys.modules[__name__]) and flags.FLAGS.main_module_help()}")
-    sys.exit(0)
+def open_config() -> ConfigDict:
+  """The config of --config; raises UserError when its file cannot be read (the flag fails only when it is used)."""
   try:
-    return app.parse_flags_with_usage(argv)
-  except (AttributeError, KeyError, TypeError, OSError, ValueError) as error:
-    raise UserError(f"bad --config: {str(error).strip(chr(34))}") from error
+    return ConfigDict(_CONFIG.value.to_dict()).lock()
+  except OSError as error:
+    raise UserError(f"cannot read the config file of --config ({str(error).splitlines()[-1].strip()})") from error
 
 
-def guarded(function: Callable[[], Any]) -> int:
-  """Runs a command -> its exit code; errors the user can mend become one line on stderr."""
-  try:
-    function()
-  except UserError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return EXIT_USER
-  except run.Stopped:
-    return EXIT_STOPPED
-  return 0
+def use_compile_cache() -> None:
+  """Keeps compiled programs for the next run, unless the environment names another place."""
+  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/phpjax/jax"))
 
 
-def cli() -> None:
-  """Entry point."""
-  sys.exit(guarded(lambda: main(parse_flags(sys.argv))))
+def run_cli() -> int:
+  """Entry point -> exit code."""
+  return cli.guarded(lambda: main(cli.parse_flags(sys.argv, __doc__)), {run.Stopped: EXIT_STOPPED})
 
 
 if __name__ == "__main__":
-  cli()
+  sys.exit(run_cli())

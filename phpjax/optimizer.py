@@ -41,8 +41,8 @@ def settings(opt: Any) -> Settings:
 def make(opt: Settings, label_fn: Callable[[Any], Any] = partition.live_labels) -> optax.GradientTransformation:
   """Adam with decoupled weight decay per label; `set_to_zero` for "frozen" (no update, no state).
 
-  The gradient is clipped by norm per label, so that a loud head does not silence the generators (php.md quirk 34).
-  The schedule is not in here: the train step multiplies the updates by `lr_scale(...)`, traced numbers, so that
+  The gradient is clipped by norm per label, so that a loud head does not silence the generators (in the release it
+  does). The schedule is not in here: the train step multiplies the updates by `lr_scale(...)`, traced numbers, so that
   tasks of different lengths share one compiled step. Cached: equal settings give the same object.
   """
   transforms: dict[str, optax.GradientTransformation] = {"frozen": optax.set_to_zero()}
@@ -83,7 +83,7 @@ def make_masked(opt: Settings, task: str, uses: tuple[str, ...]) -> optax.Gradie
 
 
 def lr_scale(epoch: int, num_epochs: int, min_scale: float, shared_scale: float) -> dict[str, float]:
-  """Factors on the updates of {"shared", "task"}: cosine per epoch from 1 to `min_scale` (php.md 6).
+  """Factors on the updates of {"shared", "task"}: cosine per epoch from 1 to `min_scale`, as released.
 
   `shared_scale` slows the shared parameters down further (config: after the first task), because old tasks read them.
   """

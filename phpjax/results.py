@@ -35,7 +35,7 @@ def finish(run: Any) -> Tree:
 
 
 def assemble(run: Any) -> Tree:
-  """The content of results.json (design: section 5)."""
+  """The content of results.json."""
   config, names, history = run.config, run.names, run.history
   summary = continual.summarise(history["matrix"])
   trivial = {name: trivial_scores(run, name) for name in names}

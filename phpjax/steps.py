@@ -45,11 +45,11 @@ class Steps:
     self.traces: collections.Counter[tuple[str, str]] = collections.Counter()
     whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
     # The level is passed on CPU only, and only when it is not the default: other backends do not know the option.
-    effort = {"xla_backend_optimization_level": compile_effort} if compile_effort < 3 and jax.default_backend() == "cpu" else None
-    jit = functools.partial(jax.jit, compiler_options=effort)
+    lower = compile_effort < 3 and jax.default_backend() == "cpu"
+    jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": compile_effort} if lower else None)
     # Without out_shardings the first step's outputs could lie elsewhere than its inputs: a second compile.
-    self.train = jit(functools.partial(self._train), static_argnums=0, donate_argnums=1, out_shardings=whole)
-    self.predict = jit(functools.partial(self._predict), static_argnums=0, out_shardings=rows)
+    self.train = jit(self._train, static_argnums=0, donate_argnums=1, out_shardings=whole)
+    self.predict = jit(self._predict, static_argnums=0, out_shardings=rows)
     self.init_optimizer = jit(self.tx.init, out_shardings=whole)
 
   def _run(

@@ -65,9 +65,9 @@ def activation(name: str, x: jax.Array) -> jax.Array:
 class Attention(nn.Module):
   """Multi-head self-attention whose keys and values may be extended by a prefix.
 
-  The three kinds of prefix differ in what they pass through (design: `Prefix.at`):
+  The three kinds of prefix differ in what they pass through:
     "input"      layer norm, then the block's key/value projections (VPT, CoPL, PTAT);
-    "normed"     the projections only (PHP: php.md 3.5b);
+    "normed"     the projections only (PHP);
     "projected"  neither (DualPrompt's prefix tuning, CODA-Prompt).
   """
 

@@ -26,14 +26,16 @@ def normalise(pixels: jax.Array, statistics: str) -> jax.Array:
 
 
 class CLIPVision(Encoder):
-  """CLIP's vision tower (Radford et al. 2021, arXiv 2103.00020): class token, learned positions, `ln_pre`, blocks, `ln_post`, projection.
+  """CLIP's vision tower (Radford et al. 2021, arXiv 2103.00020).
 
-  The stem ends before `ln_pre`, because PHP and LPI read and insert there (php.md 3.1).
+  Class token, learned positions, `ln_pre`, blocks, `ln_post`, projection.
+
+  The stem ends before `ln_pre`, because PHP and LPI read and insert there.
   """
 
   image_size: int = 224
   patch_size: int = 32
-  statistics: str = "imagenet"  # PHP feeds ImageNet statistics to CLIP (php.md quirk 20)
+  statistics: str = "imagenet"  # PHP feeds ImageNet statistics to CLIP, as released
   num_special: ClassVar[int] = 1
 
   @property
@@ -81,7 +83,9 @@ class CLIPVision(Encoder):
 
 
 class AST(Encoder):
-  """Audio Spectrogram Transformer (Gong et al. 2021, arXiv 2104.01778): a ViT on Kaldi filter banks, class and distillation tokens.
+  """Audio Spectrogram Transformer (Gong et al. 2021, arXiv 2104.01778).
+
+  A ViT on Kaldi filter banks with a class and a distillation token.
 
   `pool` averages the two tokens after the last norm and projects into the joint space.
   """

@@ -194,7 +194,7 @@ class PHP(Method):
   # -- event tasks ---------------------------------------------------------------------------------------------
 
   def class_features(self, encoders: Tree, trainable: Tree, frozen: Tree, constants: Tree) -> Tree:
-    """Class texts with the learnable context through the frozen text tower: {"visual": [C, E], "audio": [C, E]}, unit length."""
+    """Class texts, the visual ones with the learnable context: {"visual": [C, E], "audio": [C, E]}, unit length."""
     if "class_ids" not in constants:
       return {}
     shared = {**frozen["shared"], **trainable["shared"]}

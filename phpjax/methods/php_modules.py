@@ -124,7 +124,7 @@ class GeneratorBlock(nn.Module):
 
 
 class PromptGenerator(nn.Module):
-  """Task-specific, modality-shared generator of one middle layer's prompts (php.md 3.3).
+  """Task-specific, modality-shared generator of one middle layer's prompts (PHP's middle phase).
 
   The stem's tokens and the codebook go through a small transformer; its first token picks, for each prompt, a
   mixture of codebook vectors. Only that token is read, so the last block computes that token alone (same numbers).
@@ -173,7 +173,7 @@ class MiddlePrompts(nn.Module):
 
 
 class ClipAdapter(nn.Module):
-  """CLIP-Adapter: 0.2 relu(W2 relu(W1 x)) + 0.8 x, then unit length (php.md 3.7)."""
+  """CLIP-Adapter: 0.2 relu(W2 relu(W1 x)) + 0.8 x, then unit length (arXiv 2110.04544)."""
 
   reduction: int = 4
   ratio: float = 0.2

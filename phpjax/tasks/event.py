@@ -12,7 +12,7 @@ from flax import linen as nn
 
 from phpjax.tasks.base import Task, Tree, masked_mean
 
-VISUAL_TEXT = "x x x x {} ."  # the leading words are place holders for a method's learnable context (php.md 3.7)
+VISUAL_TEXT = "x x x x {} ."  # the leading words are place holders for a method's learnable context
 AUDIO_TEXT = "the sounds of {}"
 EVENT_MODALITIES = ("visual", "audio")
 
@@ -67,7 +67,7 @@ class EventTask(Task):
 
 @dataclasses.dataclass(frozen=True)
 class AVE(EventTask):
-  """Audio-visual event localisation (Tian et al., ECCV 2018): a class or background per second; the last class is background."""
+  """Audio-visual event localisation (Tian et al., ECCV 2018): a class per second, the last one is background."""
 
   def loss(self, outputs: Tree, batch: Tree) -> jax.Array:
     """Cross-entropy per second of the summed logits."""

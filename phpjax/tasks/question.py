@@ -19,7 +19,7 @@ def unit(x: jax.Array) -> jax.Array:
 
 
 class Listener(nn.Module):
-  """The question attends to a sequence, then a feed-forward block (php.md 3.8, steps 4 and 5)."""
+  """The question attends to a sequence, then a feed-forward block (as in PHP's release)."""
 
   num_heads: int
   dropout: float
@@ -35,7 +35,7 @@ class Listener(nn.Module):
 
 
 class QuestionHead(nn.Module):
-  """Question LSTM, visual grounding by audio, two attentions, answer (php.md 3.8)."""
+  """Question LSTM, visual grounding by audio, two attentions, answer (as in PHP's release)."""
 
   num_words: int
   num_answers: int

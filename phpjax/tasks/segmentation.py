@@ -13,7 +13,7 @@ from phpjax.tasks.base import Task, Tree, masked_mean
 
 
 class SegmentationHead(nn.Module):
-  """PHP's AVS decoder (php.md 3.9): patches upsampled by two until they reach pixels, weighted by what the class token hears.
+  """PHP's AVS decoder (as released): patches upsampled by two until they reach pixels, weighted by what the class token hears.
 
   Channel widths are those of the release at D = 768 (384, 192, 96, 64, ...) and scale with the encoder.
 
