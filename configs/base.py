@@ -105,7 +105,8 @@ def nano(c: ConfigDict) -> ConfigDict:
   c.data.questions_per_clip = 5
   c.batch_size = 8
   c.num_epochs = 4
-  c.epochs_of.avs, c.epochs_of.avqa = 30, 8  # one labelled second per clip; answers take longer
+  c.epochs_of.ave, c.epochs_of.avs, c.epochs_of.avqa = 3, 20, 10  # avs: one labelled second per clip
+  c.compile_effort = 1
   for label in ("shared", "prompts", "head"):
     c.opt[label].lr = 2e-3
   c.opt.clip_norm = 1.0
@@ -121,7 +122,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
   )
   c.data.toybox = "tiny"
   c.batch_size, c.eval_batch_size, c.num_epochs, c.log_every_steps = 2, 4, 1, 1
-  c.epochs_of.avs = c.epochs_of.avqa = 0
+  c.epochs_of.ave = c.epochs_of.avs = c.epochs_of.avqa = 0
   c.compile_effort = 0
   return c
 
