@@ -1,0 +1,42 @@
+"""Where arrays lie, on the two devices of the tests, and what is said when they do not fit."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from phpjax import sharding
+from phpjax.errors import UserError
+
+
+@pytest.mark.parametrize(("shape", "sizes"), [((-1, 1), (2, 1)), ((1, -1), (1, 2)), ((2, 1), (2, 1)), ((1, 2), (1, 2))])
+def test_a_mesh_takes_all_devices(shape, sizes):
+  mesh = sharding.make_mesh(shape)
+  assert mesh.axis_names == ("data", "fsdp") and mesh.devices.shape == sizes
+  assert set(mesh.axis_types) == {AxisType.Auto}
+
+
+@pytest.mark.parametrize("shape", [(-1, -1), (3, 1), (1, 1), (-1, 3), (0, 2), (-2, 1), (2,), (-1, 1, 1)])
+def test_a_mesh_that_does_not_fit_says_so(shape):
+  with pytest.raises(UserError, match="mesh="):
+    sharding.make_mesh(shape)
+
+
+def test_a_batch_is_split_and_parameters_are_not():
+  mesh = sharding.make_mesh((-1, 1))
+  batch = {"visual": np.arange(24.0).reshape(4, 6), "mask": np.ones(4), "id": ["a", "b", "c", "d"]}
+  rows = sharding.put_batch(batch, mesh, ("visual", "mask"))
+  assert set(rows) == {"visual", "mask"}
+  shards = sorted(rows["visual"].addressable_shards, key=lambda s: s.index[0].start or 0)
+  assert [s.data.shape for s in shards] == [(2, 6), (2, 6)] and len({s.device for s in shards}) == 2
+  np.testing.assert_array_equal(np.concatenate([s.data for s in shards]), batch["visual"])
+  tree = sharding.put_replicated({"a": {"b": np.arange(3)}}, mesh)
+  assert [s.data.shape for s in tree["a"]["b"].addressable_shards] == [(3,), (3,)]
+  assert tree["a"]["b"].sharding.is_fully_replicated and len(tree["a"]["b"].sharding.device_set) == jax.device_count()
+
+
+def test_a_batch_size_that_does_not_divide_names_the_neighbours():
+  assert sharding.check_batch_size(8, 2) is None
+  assert "--config.batch_size=4 or 6" in sharding.check_batch_size(5, 2)
+  assert sharding.check_batch_size(1, 4, "eval_batch_size").endswith("--config.eval_batch_size=4")
+  assert sharding.check_batch_size(0, 2) and sharding.check_batch_size(-2, 2)
