@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,6 +36,7 @@ def parse_flags(argv: list[str], doc: str, values: flags.FlagValues = flags.FLAG
 def gist(error: Exception) -> str:
   """The message without a traceback that was pasted into it and without the quotes that KeyError adds."""
   lines = str(error.args[0] if error.args else error).strip().splitlines()
+  lines = [line.removeprefix("ValueError: ") for line in lines]
   return lines[-1] if any(line.startswith("Traceback") for line in lines) or "Traceback" in lines[0] else " ".join(lines)
 
 
@@ -49,3 +51,11 @@ def guarded(function: Callable[[], Any], exits: Mapping[type[Exception], int] | 
   except tuple(exits) as error:
     return next(code for kind, code in exits.items() if isinstance(error, kind))
   return 0
+
+
+def use_compile_cache() -> None:
+  """Keeps compiled programs for the next command, unless the environment names another place."""
+  import jax  # not at the top: `--help` and wrong arguments do not wait for it
+
+  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/phpjax/jax"))

@@ -70,7 +70,8 @@ def load(folder: Path, step: int | None = None) -> Predictor:
     built = experiment.build(config, infos)
     # One clip is one row: it cannot be split over devices, so the first one does it all.
     mesh = jax.make_mesh((1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.local_devices()[:1])
-    steps = Steps(built.modules, built.method, optimizer.settings(config.opt), mesh)
+    # No effort: to compile takes hundreds of times longer than to run one clip.
+    steps = Steps(built.modules, built.method, optimizer.settings(config.opt), mesh, compile_effort=0)
   except (AttributeError, KeyError, TypeError) as error:
     raise UserError(f"{folder} was written by another version of phpjax: {error}") from error
   if (now := results.weights(built)) != meta["weights"]:
@@ -385,6 +386,7 @@ def main(argv: list[str]) -> None:
     found.append(f"--out={out} is a file, not a folder")
   if found:
     raise UserError("; ".join(found))
+  cli.use_compile_cache()
   predictor = load(given["workdir"])
   prediction = predictor.predict(given["task"], video=given["video"], audio=given["audio"], question=given["question"])
   try:

@@ -59,6 +59,7 @@ class Run:
   position: Position = dataclasses.field(default_factory=Position)
   history: Tree = dataclasses.field(default_factory=lambda: {"matrix": [], "unseen": [], "per_task": [], "skipped": 0})
   started: float = dataclasses.field(default_factory=time.monotonic)
+  reported: float = 0.0  # when the last step was reported, for the rate
   stop: bool = False
   cached_constants: Tree = dataclasses.field(default_factory=dict)
   sources: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict)

@@ -66,58 +66,67 @@ def learn(run: Run, index: int) -> None:
   run.params, run.state = run.experiment.method.end_task(run.params, run.state, run.experiment.tasks[name])
 
 
+@dataclasses.dataclass(frozen=True)
+class Dispatched:
+  """A step whose numbers are still on the device.
+
+  Attributes:
+    step: of the whole run; index: of the task; both count this one.
+    metrics: loss, losses, grad_norm, finite.
+    batch: its batch, on the host.
+    waited_s: seconds the step waited for it.
+  """
+
+  step: int
+  index: int
+  metrics: Tree
+  batch: Tree
+  waited_s: float
+
+
 def train_epoch(run: Run, name: str, epoch: int, inputs: tuple[Tree, Tree | None, Tree], scale: Tree) -> None:
   """The rest of one epoch. Numbers of a step are fetched after the next one is dispatched."""
   task, key, pending = run.experiment.tasks[name], run.experiment.key("train", name), None
   batches = run.batches(name, "train", batch_size=run.config.batch_size, shuffle=True, epoch=epoch, start=run.position.batch)
+  run.reported = time.monotonic()
   while not run.stop:
     asked = time.monotonic()
     batch = next(batches, None)
     if batch is None:
       break
-    waited = time.monotonic() - asked
+    waited_s = time.monotonic() - asked
     rows = sharding.put_batch(batch, run.mesh, task.device_keys)
     rng = jax.random.fold_in(key, run.position.step)
     run.live, metrics = run.steps.train(task, run.live, *inputs, rows, rng, scale)
     run.position = dataclasses.replace(run.position, step=run.position.step + 1, batch=run.position.batch + 1)
     if pending:
-      report(run, name, epoch, scale, *pending)
-    pending = (run.position.step, run.position.batch, metrics, batch, asked, waited)
+      report(run, name, epoch, scale, pending)
+    index = epoch * run.num_batches(name) + run.position.batch
+    pending = Dispatched(run.position.step, index, metrics, batch, waited_s)
   if pending:
-    report(run, name, epoch, scale, *pending)
+    report(run, name, epoch, scale, pending)
 
 
-def report(
-  run: Run, name: str, epoch: int, scale: Tree, step: int, done: int, metrics: Tree, batch: Tree, asked: float, waited: float
-) -> None:
+def report(run: Run, name: str, epoch: int, scale: Tree, done: Dispatched) -> None:
   """Shows and logs one step; stops on a loss or gradient that is not finite (the step itself changed nothing)."""
-  metrics = jax.device_get(metrics)
+  metrics, config = jax.device_get(done.metrics), run.config
+  losses = {k: float(v) for k, v in metrics["losses"].items()}
   if not metrics["finite"]:
-    losses = ", ".join(f"{k} {float(v):g}" for k, v in metrics["losses"].items())
-    if run.config.on_nonfinite == "stop":
+    if config.on_nonfinite == "stop":
+      shown = ", ".join(f"{k} {v:g}" for k, v in losses.items())
       raise UserError(
-        f"step {step} of task {name}: loss or gradient is not finite ({losses}; clips {', '.join(batch['id'])}); the step was "
-        "not applied: lower opt.*.lr, or set --config.on_nonfinite=skip to leave such steps out"
+        f"step {done.step} of task {name}: loss or gradient is not finite ({shown}; clips {', '.join(done.batch['id'])}); the "
+        "step was not applied: lower opt.*.lr, or set --config.on_nonfinite=skip to leave such steps out"
       )
     run.history["skipped"] += 1
-  rate = float(batch["mask"].sum()) / max(time.monotonic() - asked, 1e-9)
-  loss = float(metrics["loss"])
-  run.progress.step(epoch, run.num_epochs(name), epoch * run.num_batches(name) + done, loss, rate)
-  if step % run.config.log_every_steps == 0:
-    lr = {
-      label: run.config.opt[label].lr * scale["shared" if label == "shared" else "task"]
-      for label in ("shared", "prompts", "head")
-    }
-    run.log.step(
-      step,
-      task=name,
-      epoch=epoch,
-      loss=loss,
-      losses={k: float(v) for k, v in metrics["losses"].items()},
-      lr=lr,
-      examples_per_s=rate,
-      data_wait_s=waited,
-    )
+  now = time.monotonic()
+  rate, run.reported = float(done.batch["mask"].sum()) / max(now - run.reported, 1e-9), now
+  run.progress.step(epoch, run.num_epochs(name), done.index, float(metrics["loss"]), rate)
+  if done.step % config.log_every_steps == 0:
+    factor = {"shared": scale["shared"], "prompts": scale["task"], "head": scale["task"]}
+    lr = {label: config.opt[label].lr * factor[label] for label in factor}
+    run.log.step(done.step, task=name, epoch=epoch, loss=float(metrics["loss"]), losses=losses, lr=lr, examples_per_s=rate,
+                 data_wait_s=done.waited_s)
 
 
 def evaluate_seen(run: Run, index: int) -> None:

@@ -145,11 +145,14 @@ class Encoder(nn.Module):
   eps: float = 1e-5
   dtype: Any = jnp.float32
 
+  def make_block(self, **options: Any) -> Block:
+    """One layer of these sizes."""
+    mlp_width = int(self.width * self.mlp_ratio)
+    return Block(self.width, self.num_heads, mlp_width, self.activation, self.eps, self.dtype, **options)
+
   def make_blocks(self) -> list[Block]:
-    return [
-      Block(self.width, self.num_heads, int(self.width * self.mlp_ratio), self.activation, self.eps, self.dtype)
-      for _ in range(self.depth)
-    ]
+    """All layers."""
+    return [self.make_block() for _ in range(self.depth)]
 
   def enter(self, layer: int, stream: Stream) -> Stream:
     """Called before layer `layer`; here the identity."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,21 @@ class CLIPText(Encoder):
     """bool [1, 1, L, L], causal."""
     length = stream.tokens.shape[1]
     return jnp.asarray(np.tril(np.ones((length, length), bool)))[None, None]
+
+  def layers(self, stream: Stream) -> Stream:
+    """All layers with no method between them, as a loop over stacked weights: class texts need nothing else, and one
+    layer compiles twelve times faster than twelve."""
+    if self.is_initializing():
+      return super().layers(stream)
+    weights = [self.variables["params"][f"blocks_{i}"] for i in range(self.depth)]
+    block, mask = self.make_block(parent=None), self.attention_mask(stream)
+
+    def layer(tokens: jax.Array, params: Any) -> tuple[jax.Array, None]:
+      tokens = block.apply({"params": params}, tokens, None, mask, method="attention")
+      return block.apply({"params": params}, tokens, method="mlp"), None
+
+    tokens, _ = jax.lax.scan(layer, stream.tokens, jax.tree.map(lambda *x: jnp.stack(x), *weights))
+    return stream.replace(tokens=tokens)
 
   def pool(self, stream: Stream) -> Features:
     """The projected, normalised end-of-text token, and the raw last-layer tokens."""
