@@ -78,7 +78,8 @@ def params_of(method: Any, tasks: Tree, made: Tree, seed: int = 0) -> Tree:
     "encoders": encoder_params(made, seed),
     "shared": fill(shared, seed),
     "tasks": {
-      name: {"prompts": prompts_of(method, t, seed + i), "head": fill(head(t), seed + i)} for i, (name, t) in enumerate(tasks.items())
+      name: {"prompts": prompts_of(method, t, seed + i), "head": fill(head(t), seed + i)}
+      for i, (name, t) in enumerate(tasks.items())
     },
   }
 
@@ -129,7 +130,11 @@ def class_constants(name: str, num_classes: int = 3) -> Tree:
   """The constants of an event task: class texts; of the others nothing."""
   rng = np.random.default_rng(5)
   rows = num_classes + (name == "avvp")
-  return {"class_ids": text_ids(rows), "audio_text": rng.normal(size=(rows, 8)).astype(np.float32)} if name in ("ave", "avvp") else {}
+  return (
+    {"class_ids": text_ids(rows), "audio_text": rng.normal(size=(rows, 8)).astype(np.float32)}
+    if name in ("ave", "avvp")
+    else {}
+  )
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:

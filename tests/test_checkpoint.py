@@ -26,8 +26,12 @@ def items(seed):
   tx = optimizer.make(optimizer.settings(OPT))
   _, opt_state = tx.update(trainable, tx.init(trainable), trainable)
   live = Live(trainable, opt_state, {"shared": {}, "task": {"norm": {"mean": draw(4)}}})
-  tree = {"shared": {"adapters": draw(3), "context": {"w": draw(5)}}, "task_ave": {"prompts": {"p": draw(2, 2)}, "head": head},
-          "task_avs": {}, "live": {"opt_state": live.opt_state, "state": live.state}}
+  tree = {
+    "shared": {"adapters": draw(3), "context": {"w": draw(5)}},
+    "task_ave": {"prompts": {"p": draw(2, 2)}, "head": head},
+    "task_avs": {},
+    "live": {"opt_state": live.opt_state, "state": live.state},
+  }
   return sharding.put_replicated(tree, sharding.make_mesh((-1, 1)))
 
 

@@ -96,7 +96,9 @@ def test_labels_without_leaves_are_allowed():
   params = {"shared": {}, "task": {"prompts": {}, "head": {"k": np.ones(3, np.float32)}}}
   after, state = run(tx, params, [params, params])
   assert jax.tree.structure(after) == jax.tree.structure(params)
-  np.testing.assert_allclose(after["task"]["head"]["k"], numpy_adam([np.ones(3)], [[np.ones(3)]] * 2, *RATES["head"]), rtol=1e-5)
+  np.testing.assert_allclose(
+    after["task"]["head"]["k"], numpy_adam([np.ones(3)], [[np.ones(3)]] * 2, *RATES["head"]), rtol=1e-5
+  )
   assert partition.count(state) == 2 * 3 + 1
   empty = {"shared": {}, "task": {"prompts": {}, "head": {}}}
   assert jax.tree.leaves(run(tx, empty, [empty])) == []

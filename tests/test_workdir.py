@@ -22,7 +22,11 @@ def test_a_workdir_remembers_its_config(tmp_path):
   folder = tmp_path / "new" / "run"
   workdir.claim(folder, config())
   stored = workdir.read_json(folder / "config.json")
-  assert stored["method"]["name"] == "php" and stored["tasks"] == ["ave", "avvp", "avs", "avqa"] and stored["opt"]["head"]["lr"] == 2e-3
+  assert (
+    stored["method"]["name"] == "php"
+    and stored["tasks"] == ["ave", "avvp", "avs", "avqa"]
+    and stored["opt"]["head"]["lr"] == 2e-3
+  )
   workdir.claim(folder, config())  # and takes it again
 
 
@@ -37,10 +41,19 @@ def test_another_config_is_refused_and_named(tmp_path):
   assert (tmp_path / "config.json").read_bytes() == before
 
 
-@pytest.mark.parametrize("change", [
-  {"seed": 1}, {"batch_size": 4}, {"tasks": ("ave",)}, {"method.shallow": ()}, {"encoders.audio.name": "nano_ast"},
-  {"num_epochs": 2}, {"data.toybox_seed": 1}, {"opt.b1": 0.8},
-])
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"seed": 1},
+    {"batch_size": 4},
+    {"tasks": ("ave",)},
+    {"method.shallow": ()},
+    {"encoders.audio.name": "nano_ast"},
+    {"num_epochs": 2},
+    {"data.toybox_seed": 1},
+    {"opt.b1": 0.8},
+  ],
+)
 def test_whatever_decides_the_result_is_compared(tmp_path, change):
   workdir.claim(tmp_path, config())
   with pytest.raises(UserError, match=next(iter(change))):
