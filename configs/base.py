@@ -105,12 +105,12 @@ def nano(c: ConfigDict) -> ConfigDict:
   c.data.questions_per_clip = 5
   c.batch_size = 8
   c.num_epochs = 4
-  c.epochs_of.ave, c.epochs_of.avs, c.epochs_of.avqa = 3, 20, 10  # avs: one labelled second per clip
+  c.epochs_of.ave, c.epochs_of.avs, c.epochs_of.avqa = 3, 40, 10  # avs: one labelled second per clip
   c.compile_effort = 1
   for label in ("shared", "prompts", "head"):
     c.opt[label].lr = 2e-3
   c.opt.clip_norm = 1.0
-  c.opt.later_shared_scale = 0.1
+  c.opt.later_shared_scale = 0.03
   return c
 
 

@@ -23,7 +23,7 @@ def modules(*, visual_depth: int = 3, audio_depth: int = 3, text_depth: int = 3)
   narrow = {"width": 16, "num_heads": 2, "embed_dim": 8, "mlp_ratio": 2.0, "activation": "quick_gelu"}
   return {
     "visual": CLIPVision(**narrow, depth=visual_depth, image_size=IMAGE, patch_size=8),
-    "audio": AST(**narrow, depth=audio_depth, sample_rate_hz=RATE_HZ, num_mels=32, patch_size=16, stride=32),
+    "audio": AST(**narrow, depth=audio_depth, sample_rate_hz=RATE_HZ, num_mels=48, patch_size=16, stride=32),
     "text": CLIPText(**narrow, depth=text_depth, vocabulary_size=WORDS, context_length=CONTEXT),
   }
 

@@ -240,7 +240,7 @@ def test_clip_reads_the_class_token_behind_ln_pre(encoders):
 def test_ast_lays_frequency_down_and_time_across(encoders):
   module, params = encoders["audio"]
   bound, wave = module.bind({"params": params}), example("audio")
-  bank = np.asarray(audio_frontend.kaldi_fbank(wave / np.float32(32768), small.RATE_HZ, 32))
+  bank = np.asarray(audio_frontend.kaldi_fbank(wave / np.float32(32768), small.RATE_HZ, 48))
   picture = ((bank + 4.2677393) / (2 * 4.5689974)).transpose(0, 2, 1)  # [B, mels, frames]
   rows, columns = module.grid
   patches = [
