@@ -77,6 +77,7 @@ def base() -> ConfigDict:
   c.data.toybox_seed = 0
   c.data.on_bad_clip = "error"  # or "skip": leave out clips that cannot be read, and list them
   c.data.num_threads = 2  # decoding
+  c.data.cache_gb = 1.5  # decoded clips kept in memory
   c.data.labelled_seconds_only = True  # AVS training leaves out seconds without a mask (the release runs them for nothing)
   c.data.questions_per_clip = 1  # questions that share one encoding of their clip; batch_size counts clips then
 
@@ -103,7 +104,8 @@ def nano(c: ConfigDict) -> ConfigDict:
   )
   c.data.toybox = "default"
   c.data.questions_per_clip = 5
-  c.batch_size = 8
+  c.data.cache_gb = 0.25
+  c.batch_size, c.eval_batch_size = 8, 16
   c.num_epochs = 4
   c.epochs_of.ave, c.epochs_of.avs, c.epochs_of.avqa = 3, 40, 10  # avs: one labelled second per clip
   c.compile_effort = 1

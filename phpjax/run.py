@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import DataError, Dataset, loader
+from data_pipelines.base import ClipCache
 from data_pipelines.views import GroupedQuestions, LabelledSeconds
 from phpjax import checkpoint, experiment, optimizer, partition, results, sharding, workdir
 from phpjax.errors import UserError
@@ -62,6 +63,7 @@ class Run:
   reported: float = 0.0  # when the last step was reported, for the rate
   stop: bool = False
   cached_constants: Tree = dataclasses.field(default_factory=dict)
+  clips: ClipCache = dataclasses.field(default_factory=ClipCache)
   sources: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
 
   @property
@@ -79,7 +81,8 @@ class Run:
     return self.sources[name, split]
 
   def _source(self, name: str, split: str) -> Any:
-    source = self.datasets[name].examples(split, self.experiment.media, on_bad_clip=self.config.data.on_bad_clip)
+    policy = self.config.data.on_bad_clip
+    source = self.datasets[name].examples(split, self.experiment.media, on_bad_clip=policy, cache=self.clips)
     if name == "avqa":
       return GroupedQuestions(source, self.config.data.questions_per_clip)
     return LabelledSeconds(source) if name == "avs" and split == "train" and self.config.data.labelled_seconds_only else source
@@ -194,7 +197,8 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
     params = {k: sharding.put_replicated(v, mesh) for k, v in params.items()}
     steps = Steps(built.modules, built.method, optimizer.settings(config.opt), mesh, compile_effort=config.compile_effort)
     try:
-      yield Run(built, datasets, steps, mesh, folder, checkpoints, log, progress, params, state)
+      clips = ClipCache(int(config.data.cache_gb * 1e9))
+      yield Run(built, datasets, steps, mesh, folder, checkpoints, log, progress, params, state, clips=clips)
     except DataError as error:
       raise UserError(str(error)) from error
     finally:

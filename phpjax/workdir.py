@@ -14,7 +14,7 @@ from phpjax.errors import UserError
 
 CONFIG, RESULTS = "config.json", "results.json"
 # Fields that say where and how a run works, not what it computes: they may differ when a workdir is continued.
-ELSEWHERE = ("resume", "mesh", "log_every_steps", "data.root", "data.num_threads")
+ELSEWHERE = ("resume", "mesh", "log_every_steps", "data.root", "data.num_threads", "data.cache_gb")
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:

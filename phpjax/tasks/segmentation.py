@@ -90,7 +90,7 @@ class AVS(Task):
   def augment(self, batch: Tree, rng: jax.Array) -> Tree:
     """Mirrors half of the clips, masks included: what sounds does not depend on left and right."""
     flip = jax.random.bernoulli(rng, 0.5, batch["mask"].shape)
-    mirror = lambda x: jnp.where(flip.reshape(-1, *[1] * (x.ndim - 1)), jnp.flip(x, axis=3), x)  # noqa: E731
+    mirror = lambda x: jnp.where(flip.reshape(-1, *[1] * (x.ndim - 1)), jnp.flip(x, axis=3), x)
     return {**batch, "visual": mirror(batch["visual"]), "label": mirror(batch["label"])}
 
   def predict(
