@@ -109,9 +109,9 @@ def read_meta(step_folder: pathlib.Path) -> Tree:
 
 def load_numpy(step_folder: pathlib.Path, item: str) -> Any:
   """An item as numpy arrays, no structure known in advance, on any number of devices; raises ValueError when damaged."""
+  tree = ocp.StandardCheckpointHandler().metadata(step_folder / item).tree
+  empty = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
   with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-    tree = checkpointer.metadata(step_folder / item).item_metadata.tree
-    empty = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
     restored = checkpointer.restore(step_folder / item, args=ocp.args.StandardRestore(empty))
   if digest(restored) != read_meta(step_folder)["digests"][item]:
     raise ValueError(f"item {item} in {step_folder} is damaged: its sha256 differs from the one saved with it")

@@ -55,7 +55,7 @@ def accuracy_matrix(results: Mapping[str, Any], path: Path) -> pathlib.Path:
   figure.suptitle(f"{results['method']}: score on each task, percent\n"
                   f"mean {100 * results['mean_accuracy']:.1f}, forgetting {100 * results['forgetting']:.1f}",
                   fontsize=11, color=INK)
-  return _save(figure, path)
+  return save(figure, path)
 
 
 def _heat_map(axis: Axes, tasks: Sequence[str], matrix: Sequence[Sequence[float | None]],
@@ -74,7 +74,7 @@ def _heat_map(axis: Axes, tasks: Sequence[str], matrix: Sequence[Sequence[float 
   rows = [*enumerate(tasks), *([(size + 0.25, "trivial")] if trivial else [])]
   axis.set_yticks([y for y, _ in rows], [name for _, name in rows], fontsize=9)
   axis.set(xlim=(-0.5, size - 0.5), ylim=(size + 0.75, -0.5), aspect="auto")
-  _bare(axis)
+  bare(axis)
 
 
 def score_over_tasks(results: Mapping[str, Any], path: Path) -> pathlib.Path:
@@ -102,7 +102,7 @@ def score_over_tasks(results: Mapping[str, Any], path: Path) -> pathlib.Path:
                  fontsize=10, loc="left", color=INK)
   axis.grid(axis="y", color=PALE, linewidth=0.8)
   axis.spines[["top", "right"]].set_visible(False)
-  return _save(figure, path)
+  return save(figure, path)
 
 
 def _spread(values: Sequence[float], gap: float) -> np.ndarray:
@@ -136,7 +136,7 @@ def ave_timelines(examples: Sequence[Example], classes: Sequence[str], path: Pat
   seen = [c for c in dict.fromkeys(said.tolist()) if c != len(classes)]
   colour = {c: PALETTE[k % len(PALETTE)] for k, c in enumerate(seen)} | {len(classes): PALE}
   for strip, bars, example in zip(panels[::2], panels[1::2], examples, strict=True):
-    _frames(strip, example["visual"], example["id"])
+    frames(strip, example["visual"], example["id"])
     label, prediction = np.asarray(example["label"]), np.asarray(example["prediction"])
     for row, indices in enumerate((label, prediction)):
       for start, end in _runs(indices):
@@ -146,8 +146,8 @@ def ave_timelines(examples: Sequence[Example], classes: Sequence[str], path: Pat
     bars.plot(wrong + 0.5, np.full(len(wrong), 1.62), "x", color=INK, markersize=5, markeredgewidth=1.4)
     bars.set(xlim=(0, len(label)), ylim=(1.75, -0.5))
     bars.set_yticks([0, 1], ["truth", "prediction"], fontsize=9)
-    _seconds(bars, len(label))
-  return _save(figure, path)
+    second_axis(bars, len(label))
+  return save(figure, path)
 
 
 def avvp_timelines(examples: Sequence[Example], classes: Sequence[str], path: Path) -> pathlib.Path:
@@ -165,12 +165,12 @@ def avvp_timelines(examples: Sequence[Example], classes: Sequence[str], path: Pa
   figure = Figure(figsize=(10, 1.05 * sum(heights) + 0.3), layout="constrained")
   panels = figure.subplots(2 * len(examples), 1, squeeze=False, height_ratios=heights)[:, 0]
   for strip, bars, example, active in zip(panels[::2], panels[1::2], examples, rows, strict=True):
-    _frames(strip, example["visual"], example["id"])
+    frames(strip, example["visual"], example["id"])
     for row, (modality, c) in enumerate(active):
       colour = BLUE if modality == "audio" else ORANGE
-      for start, end in _ones(example["truth"][modality][:, c]):
+      for start, end in ones(example["truth"][modality][:, c]):
         bars.add_patch(Rectangle((start, row - 0.4), end - start, 0.4, facecolor=colour, edgecolor="white"))
-      for start, end in _ones(example["prediction"][modality][:, c]):
+      for start, end in ones(example["prediction"][modality][:, c]):
         bars.add_patch(Rectangle((start + 0.03, row + 0.02), end - start - 0.06, 0.34, facecolor="white",
                                  edgecolor=colour, hatch="////", linewidth=1.5))
     bars.set(ylim=(max(len(active), 1) - 0.5, -0.5))
@@ -178,9 +178,9 @@ def avvp_timelines(examples: Sequence[Example], classes: Sequence[str], path: Pa
     bars.set_yticks(range(len(active)), labels, fontsize=8)
     for y in range(1, len(active)):
       bars.axhline(y - 0.5, color=PALE, linewidth=0.8)
-    _seconds(bars, len(example["visual"]))
+    second_axis(bars, len(example["visual"]))
   figure.suptitle("filled: truth, hatched: prediction", fontsize=9, color=GREY)
-  return _save(figure, path)
+  return save(figure, path)
 
 
 def _active(example: Example) -> list[tuple[str, int]]:
@@ -209,8 +209,8 @@ def avs_overlays(examples: Sequence[Example], path: Path) -> pathlib.Path:
     for t in range(seconds):
       frame, column = np.asarray(example["visual"][t]), panels[3 * n:3 * n + 3, t]
       column[0].imshow(frame)
-      column[1].imshow(_overlay(frame, example["label"][t], BLUE))
-      column[2].imshow(_overlay(frame, example["prediction"][t], VERMILION))
+      column[1].imshow(overlay(frame, example["label"][t], BLUE))
+      column[2].imshow(overlay(frame, example["prediction"][t], VERMILION))
       column[0].set_title(f"{t + 1} s", fontsize=8, color=GREY)
       column[2].set_xlabel(f"IoU {100 * float(example['iou'][t]):.0f}", fontsize=8, color=INK)
     for axis, name in zip(panels[3 * n:3 * n + 3, 0], (example["id"], "truth", "prediction"), strict=True):
@@ -218,11 +218,11 @@ def avs_overlays(examples: Sequence[Example], path: Path) -> pathlib.Path:
   for axis in panels.flat:
     axis.set_xticks([])
     axis.set_yticks([])
-    _bare(axis)
-  return _save(figure, path)
+    bare(axis)
+  return save(figure, path)
 
 
-def _overlay(frame: np.ndarray, mask: np.ndarray, colour: str) -> np.ndarray:
+def overlay(frame: np.ndarray, mask: np.ndarray, colour: str) -> np.ndarray:
   """Tints uint8 [H, W, 3] where the mask {0, 1} [H, W] is on, draws its rim, and fades the rest."""
   mask, tint = np.asarray(mask) > 0.5, 255 * np.array(to_rgb(colour))
   fade = 0.55 * frame + 0.45 * 255 * np.ones(3)
@@ -246,7 +246,7 @@ def avqa_examples(examples: Sequence[Example], path: Path) -> pathlib.Path:
   for (strip, bars), example in zip(panels, examples, strict=True):
     visual = example["visual"]
     shown = np.linspace(0, len(visual) - 1, min(3, len(visual))).round().astype(int)
-    _frames(strip, visual[shown], example["id"])
+    frames(strip, visual[shown], example["id"])
     top = list(example["top"])[:3]
     for row, (answer, probability) in enumerate(top):
       right = answer == example["answer"]
@@ -260,11 +260,11 @@ def avqa_examples(examples: Sequence[Example], path: Path) -> pathlib.Path:
     question = "\n".join(textwrap.wrap(example["question"], 52))
     bars.set_title(f"{question}\nanswer: {example['answer']}  ({example['type']})", fontsize=9, loc="left",
                    color=INK, parse_math=False)
-    _bare(bars)
-  return _save(figure, path)
+    bare(bars)
+  return save(figure, path)
 
 
-def _frames(axis: Axes, visual: np.ndarray, title: str) -> None:
+def frames(axis: Axes, visual: np.ndarray, title: str) -> None:
   """Shows the frames uint8 [T, H, W, 3] side by side, a white line between them, one unit of x each."""
   visual = np.asarray(visual)
   seconds, height = visual.shape[:2]
@@ -274,7 +274,7 @@ def _frames(axis: Axes, visual: np.ndarray, title: str) -> None:
                  parse_math=False)
   axis.set_xticks([])
   axis.set_yticks([])
-  _bare(axis)
+  bare(axis)
 
 
 def _bar(axis: Axes, start: int, end: int, row: int, colour: str, name: str) -> None:
@@ -291,12 +291,12 @@ def _ink_on(colour: Sequence[float]) -> str:
   return "white" if np.dot(colour[:3], (0.3, 0.59, 0.11)) < 0.5 else INK
 
 
-def _seconds(axis: Axes, seconds: int) -> None:
+def second_axis(axis: Axes, seconds: int) -> None:
   """An axis of seconds without a frame."""
   axis.set_xlim(0, seconds)
   axis.set_xticks(range(seconds + 1), [f"{t} s" if t == seconds else str(t) for t in range(seconds + 1)],
                   fontsize=7)
-  _bare(axis)
+  bare(axis)
   axis.tick_params(axis="x", labelcolor=GREY)
 
 
@@ -306,19 +306,19 @@ def _runs(values: np.ndarray) -> list[tuple[int, int]]:
   return list(itertools.pairwise(cuts))
 
 
-def _ones(values: np.ndarray) -> list[tuple[int, int]]:
+def ones(values: np.ndarray) -> list[tuple[int, int]]:
   """Maximal runs of ones, half-open."""
   on = np.asarray(values) > 0.5
   return [(start, end) for start, end in _runs(on.astype(int)) if on[start]]
 
 
-def _bare(axis: Axes) -> None:
+def bare(axis: Axes) -> None:
   """No frame, no tick marks."""
   axis.spines[:].set_visible(False)
   axis.tick_params(length=0, colors=INK)
 
 
-def _save(figure: Figure, path: Path) -> pathlib.Path:
+def save(figure: Figure, path: Path) -> pathlib.Path:
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(path, dpi=DPI, facecolor="white")

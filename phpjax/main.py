@@ -12,7 +12,6 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -43,7 +42,7 @@ def main(argv: list[str]) -> None:
     return
   if _CONFIG.value is None:
     raise UserError("--config is missing: for example --config=configs/php_avqa.py:toybox")
-  use_compile_cache()
+  cli.use_compile_cache()
   config = open_config()
   needs_workdir = _MODE.value != "dry_run"
   found = experiment.problems(config) + (["--workdir is missing"] if needs_workdir and not _WORKDIR.value else [])
@@ -63,12 +62,6 @@ def open_config() -> ConfigDict:
     return ConfigDict(_CONFIG.value.to_dict()).lock()
   except OSError as error:
     raise UserError(f"cannot read the config file of --config ({str(error).splitlines()[-1].strip()})") from error
-
-
-def use_compile_cache() -> None:
-  """Keeps compiled programs for the next run, unless the environment names another place."""
-  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser("~/.cache/phpjax/jax"))
 
 
 def run_cli() -> int:

@@ -71,7 +71,7 @@ class Prediction:
 
   def _pictures(self, folder: pathlib.Path) -> list[str]:
     """Writes them -> their names."""
-    figures._save(self.figure(), folder / self.FILE)
+    figures.save(self.figure(), folder / self.FILE)
     return [self.FILE]
 
 
@@ -122,7 +122,7 @@ class EventPrediction(Prediction):
       }
       for m, on in self.active.items()
       for c in np.flatnonzero(on.any(0))
-      for start, end in figures._ones(on[:, c])
+      for start, end in figures.ones(on[:, c])
     ]
     return sorted(found, key=lambda span: (span["start_s"], span["kind"], span["class"]))
 
@@ -142,7 +142,7 @@ class EventPrediction(Prediction):
     rows = list(dict.fromkeys((s["kind"], s["class"]) for s in self.spans)) or [("event", "no event")]
     figure = Figure(figsize=(10, 1.5 + 0.34 * len(rows)), layout="constrained")
     strip, bars = figure.subplots(2, 1, height_ratios=[1.0, 0.3 + 0.3 * len(rows)])
-    figures._frames(strip, self.visual, f"{self.task}: {pathlib.Path(self.video).name}")
+    figures.frames(strip, self.visual, f"{self.task}: {pathlib.Path(self.video).name}")
     for span in self.spans:
       row, start, width = rows.index((span["kind"], span["class"])), span["start_s"], span["end_s"] - span["start_s"]
       colour = figures.GREY if span["class"] == "background" else figures.ORANGE if span["kind"] == "visual" else figures.BLUE
@@ -150,7 +150,7 @@ class EventPrediction(Prediction):
       bars.text(start + width / 2, row, f"{span['probability']:.2f}", ha="center", va="center", fontsize=8, color="white")
     bars.set(ylim=(len(rows) - 0.5, -0.5))
     bars.set_yticks(range(len(rows)), [ROW_NAMES[kind].format(name) for kind, name in rows], fontsize=8, parse_math=False)
-    figures._seconds(bars, len(self.visual))
+    figures.second_axis(bars, len(self.visual))
     return figure
 
 
@@ -178,7 +178,7 @@ class MaskPrediction(Prediction):
   def overlay(self) -> np.ndarray:
     """uint8 [T, H, W, 3]: the frames, tinted where the mask is on and faded elsewhere."""
     pairs = zip(self.visual, self.mask, strict=True)
-    return np.stack([figures._overlay(frame, mask, figures.VERMILION) for frame, mask in pairs])
+    return np.stack([figures.overlay(frame, mask, figures.VERMILION) for frame, mask in pairs])
 
   def to_dict(self) -> Tree:
     """The masks themselves are pictures; here the share of each second's pixels that they cover."""
@@ -202,7 +202,7 @@ class MaskPrediction(Prediction):
       (f"{self.task}: {pathlib.Path(self.video).name}", "what sounds"),
       strict=True,
     ):
-      figures._frames(axis, images, title)
+      figures.frames(axis, images, title)
     return figure
 
   def _pictures(self, folder: pathlib.Path) -> list[str]:
@@ -255,13 +255,13 @@ class AnswerPrediction(Prediction):
     figure = Figure(figsize=(10, 2.4), layout="constrained")
     strip, bars = figure.subplots(1, 2, width_ratios=[1.15, 1])
     shown = np.unique(np.linspace(0, len(self.visual) - 1, 3).round().astype(int))
-    figures._frames(strip, self.visual[shown], pathlib.Path(self.video).name)
+    figures.frames(strip, self.visual[shown], pathlib.Path(self.video).name)
     for row, (answer, p) in enumerate(self.top):
       bars.barh(row, p, height=0.62, color=figures.BLUE if row == 0 else "#BBBBBB")
       bars.text(p + 0.015, row, f"{answer}  {100 * p:.0f} %", va="center", fontsize=9, color=figures.INK, parse_math=False)
     bars.set(xlim=(0, 1.35), ylim=(len(self.top) - 0.4, -0.6), xticks=[], yticks=[])
     bars.set_title(self.question, fontsize=9, loc="left", color=figures.INK, parse_math=False, wrap=True)
-    figures._bare(bars)
+    figures.bare(bars)
     return figure
 
 

@@ -22,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import soxr
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.toybox import library as toybox_library
 from data_pipelines.toybox import scene as toybox_scene
+from phpjax import cli
 from phpjax.encoders import make_encoder, pretrained
 from phpjax.encoders.tokenizer import Tokenizer, word_tokenizer
 
@@ -333,4 +334,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  sys.exit(cli.guarded(lambda: main(cli.parse_flags(sys.argv, __doc__))))

@@ -80,7 +80,7 @@ def test_avqa_examples(tmp_path):
 def test_overlay_tints_the_mask_and_only_the_mask():
   frame, mask = np.full((8, 8, 3), 100, np.uint8), np.zeros((8, 8))
   mask[2:6, 2:6] = 1
-  image = figures._overlay(frame, mask, "#0000FF")
+  image = figures.overlay(frame, mask, "#0000FF")
   on = image[..., 2].astype(int) - image[..., 0] > 50
   np.testing.assert_array_equal(on, mask > 0)
   np.testing.assert_array_equal(image[2, 2], [0, 0, 255])  # the rim is opaque
@@ -88,7 +88,7 @@ def test_overlay_tints_the_mask_and_only_the_mask():
 
 def test_runs_and_label_places():
   assert figures._runs(np.array([3, 3, 1, 3])) == [(0, 2), (2, 3), (3, 4)]
-  assert figures._ones(np.array([1, 0, 1, 1])) == [(0, 1), (2, 4)]
+  assert figures.ones(np.array([1, 0, 1, 1])) == [(0, 1), (2, 4)]
   places = figures._spread([50, 50, 51, 90], 5)
   assert np.all(np.diff(np.sort(places)) >= 5 - 1e-3) and places[3] == 90 and places[0] < places[2]
 

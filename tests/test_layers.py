@@ -19,7 +19,8 @@ PARTS = {"configs", "data_pipelines", "phpjax.encoders", "phpjax.methods", "phpj
 TOOLS = {f"phpjax.{name}" for name in ("checkpoint", "errors", "figures", "logs", "partition", "progress", "sharding",
                                        "workdir")}
 BESIDE_TRAIN = {f"phpjax.{name}" for name in ("bench", "convert", "predict", "pretrain", "report")}
-ENGINE = {f"phpjax.{name}" for name in ("evaluate", "experiment", "model", "optimizer", "results", "run", "scoring", "steps")}
+ENGINE = {f"phpjax.{name}" for name in ("evaluate", "experiment", "model", "optimizer", "predictions", "results", "run",
+                                          "scoring", "steps")}
 BELOW_TRAIN = {*PARTS, *TOOLS, *ENGINE}
 
 # Module or package -> the project's modules and packages it may import. The longest matching name counts.
@@ -31,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "phpjax.optimizer": {"phpjax.partition"},
   "phpjax.steps": {"phpjax.model", "phpjax.optimizer", "phpjax.sharding"},  # the two jitted functions
   "phpjax.scoring": {"phpjax.metrics"},
+  "phpjax.predictions": {"phpjax.figures", "phpjax.metrics"},
   "phpjax.experiment": {*PARTS, "phpjax.errors", "phpjax.sharding"},  # config -> objects
   "phpjax.results": {*PARTS, *TOOLS, "phpjax.scoring"},
   "phpjax.run": {*PARTS, *TOOLS, "phpjax.experiment", "phpjax.optimizer", "phpjax.results", "phpjax.steps"},
