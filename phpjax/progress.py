@@ -45,22 +45,24 @@ class Progress:
     self._bars: Bars | None = None
     self._ids: dict[str, int] = {}
     self._started = self._last_line = clock()
-    self._run_total = self._run_done = self._run_begin = 0
+    self._run_total = self._run_done = self._run_begin = 0.0
+    self._cost = 1.0
     self._task, self._task_total, self._task_done = "", 0, 0
     self._epochs_told = 0
     self._last_step: float | None = None
     self._seconds_per_step: float | None = None
 
-  def start(self, total_steps_all: int, done_steps: int = 0) -> None:
-    """Begins the run: how many steps all tasks have together, and how many an earlier run did."""
-    self._run_total = total_steps_all
-    self._run_done = self._run_begin = done_steps
+  def start(self, total_cost: float, done_cost: float = 0) -> None:
+    """Begins the run: what the steps of all tasks cost together (steps times their `cost`), and what is done of it."""
+    self._run_total = total_cost
+    self._run_done = self._run_begin = done_cost
     self._started = self._clock()
     if self._live:
-      self._bar("run", "all tasks", total_steps_all, done_steps)
+      self._bar("run", "all tasks", round(total_cost), round(done_cost))
 
-  def task(self, name: str, index: int, num_tasks: int, total_steps: int, done_steps: int = 0) -> None:
-    """Begins a task: its place (from 0) among `num_tasks`, its steps, and how many of them are done."""
+  def task(self, name: str, index: int, num_tasks: int, total_steps: int, done_steps: int = 0, cost: float = 1.0) -> None:
+    """Begins a task: its place (from 0) among `num_tasks`, its steps, how many of them are done, and what one costs."""
+    self._cost = cost
     self._task = f"[{index + 1}/{num_tasks} {name}]"
     self._task_total, self._task_done = total_steps, done_steps
     self._epochs_told = -1
@@ -86,7 +88,7 @@ class Progress:
     text = f"epoch {epoch + 1}/{num_epochs}  loss {loss:.4g}  {examples_per_s:.1f} examples/s"
     if self._live:
       self._update("task", step, f"{text}  {left[0]} left")
-      self._update("run", self._run_done, f"{left[1]} left")
+      self._update("run", round(self._run_done), f"{left[1]} left")
       return
     epochs_done = step * num_epochs // self._task_total
     if self._epochs_told < 0:  # the first step of a task, or of what is left of it after a resume
@@ -156,7 +158,7 @@ class Progress:
       new = (now - self._last_step) / steps
       old = new if self._seconds_per_step is None else self._seconds_per_step
       self._seconds_per_step = 0.9 * old + 0.1 * new
-    self._run_done += steps
+    self._run_done += steps * self._cost
     self._task_done, self._last_step = step, now
 
   def _time_left(self, step: int) -> tuple[str, str]:

@@ -105,6 +105,10 @@ class Run:
     """Epochs of a task: `num_epochs`, unless `epochs_of` says otherwise."""
     return self.config.epochs_of.get(name, 0) or self.config.num_epochs
 
+  def seconds(self, name: str) -> int:
+    """Seconds per training clip that run through the encoders: what a step of this task costs."""
+    return len(self.source(name, "train")[0]["visual"])
+
   def num_batches(self, name: str, split: str = "train") -> int:
     """Batches of an epoch."""
     return loader.num_batches(

@@ -22,8 +22,8 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
   """Runs, or continues, the whole sequence; returns results.json's content. Raises UserError and Stopped."""
   with open_run(config, folder) as run, stop_on_signal(run):
     restore(run)
-    totals = [run.num_batches(name) * run.num_epochs(name) for name in run.names]
-    run.progress.start(sum(totals), run.position.step)
+    costs = [run.num_batches(name) * run.num_epochs(name) * run.seconds(name) for name in run.names]
+    run.progress.start(sum(costs), sum(costs[: run.position.task]))
     for index in range(run.position.task, len(run.names)):
       learn(run, index)
       evaluate_seen(run, index)
@@ -51,7 +51,8 @@ def learn(run: Run, index: int) -> None:
   if run.live is None:
     begin(run, name)
   per_epoch, num_epochs, position = run.num_batches(name), run.num_epochs(name), run.position
-  run.progress.task(name, index, len(run.names), per_epoch * num_epochs, position.epoch * per_epoch + position.batch)
+  done = position.epoch * per_epoch + position.batch
+  run.progress.task(name, index, len(run.names), per_epoch * num_epochs, done, cost=run.seconds(name))
   inputs = run.train_inputs(name)
   for epoch in range(position.epoch, num_epochs):
     scale = optimizer.lr_scale(epoch, num_epochs, config.opt.min_scale, config.opt.later_shared_scale if index else 1.0)
