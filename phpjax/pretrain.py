@@ -26,6 +26,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.toybox import library as toybox_library
+from data_pipelines.toybox import render
 from data_pipelines.toybox import scene as toybox_scene
 from phpjax import cli
 from phpjax.encoders import make_encoder, pretrained
@@ -109,8 +110,8 @@ def example(seed: tuple[int, ...], image_size: int, patch_size: int, sample_rate
   library, rng = known_library(), np.random.default_rng(seed)
   scene = toybox_scene.sample_scene(rng, library, seconds=2, num_objects=(1, 3))
   second = int(rng.integers(2))
-  frame, alphas = toybox_scene.render_frame(scene, library, second + float(rng.uniform()), image_size)
-  wave = soxr.resample(toybox_scene.render_second(scene, library, second), 32_000, sample_rate_hz)
+  frame, alphas = render.render_frame(scene, library, second + float(rng.uniform()), image_size)
+  wave = soxr.resample(render.render_second(scene, library, second), 32_000, sample_rate_hz)
   num_classes, grid = len(library.classes), image_size // patch_size
   visible, audible = np.zeros(num_classes, np.float32), np.zeros(num_classes, np.float32)
   patch, covered = np.full((grid, grid), -1, np.int32), np.zeros((grid, grid))

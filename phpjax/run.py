@@ -220,7 +220,10 @@ def resume_step(checkpoints: checkpoint.Checkpoints | None) -> int:
 def restore(run: Run) -> bool:
   """Goes to the newest good checkpoint, if any; raises UserError when the weights are others now."""
 
+  fresh = run.params, run.state
+
   def open_step(step: int) -> bool:
+    (run.params, run.state), run.live = fresh, None  # a damaged newer step may have left its tasks behind
     meta = run.checkpoints.read_meta(step)
     if (now := results.weights(run.experiment)) != meta["weights"]:
       raise UserError(

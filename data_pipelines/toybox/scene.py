@@ -9,7 +9,6 @@ import dataclasses
 import numpy as np
 
 from data_pipelines.toybox.library import Library
-from data_pipelines.toybox.render import render_audio, render_frame, render_second
 
 __all__ = [
   "Backdrop",
@@ -19,9 +18,6 @@ __all__ = [
   "Voice",
   "max_overlap",
   "place",
-  "render_audio",
-  "render_frame",
-  "render_second",
   "sample_backdrop",
   "sample_runs",
   "sample_scene",
