@@ -106,8 +106,8 @@ def nano(c: ConfigDict) -> ConfigDict:
   c.data.questions_per_clip = 5
   c.data.cache_gb = 0.25
   c.batch_size, c.eval_batch_size = 8, 16
-  c.num_epochs = 4
-  c.epochs_of.ave, c.epochs_of.avs, c.epochs_of.avqa = 3, 40, 10  # avs: one labelled second per clip
+  c.num_epochs = 3
+  c.epochs_of.ave, c.epochs_of.avs, c.epochs_of.avqa = 2, 30, 8  # avs: one labelled second per clip
   c.compile_effort = 1
   for label in ("shared", "prompts", "head"):
     c.opt[label].lr = 2e-3

@@ -1,0 +1,227 @@
+"""Whole runs through the command line: what is learned stays, what is stopped goes on, what is finished says so."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import small
+from command import SMALL, cli_server, finished_run, tiny_toybox  # noqa: F401  fixtures
+
+from configs import php_avqa
+from phpjax import checkpoint, run
+
+NOT_COMPARED = ("seconds", "peak_memory_bytes", "versions")
+NUM_STEPS = 8  # 2 tasks, 2 epochs, 2 steps
+LAST_OF_FIRST_EPOCH = 6  # of the second task
+
+
+def command(toybox, folder, *more):
+  return (*SMALL, f"--config.data.root={toybox}", f"--workdir={folder}", *more)
+
+
+def results(folder):
+  return json.loads((folder / "results.json").read_text())
+
+
+def comparable(folder):
+  return {k: v for k, v in results(folder).items() if k not in NOT_COMPARED}
+
+
+def logged(folder):
+  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def newest(folder):
+  steps = sorted((int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit()), reverse=True)
+  return [folder / "checkpoints" / str(step) for step in steps]
+
+
+@pytest.fixture(scope="module")
+def stopped(cli, toybox, tmp_path_factory):
+  """(workdir of a run that got SIGTERM after the first epoch of its second task, what it said)."""
+  folder = tmp_path_factory.mktemp("stopped") / "run"
+  return folder, cli(*command(toybox, folder), stop_at=LAST_OF_FIRST_EPOCH)
+
+
+@pytest.fixture(scope="module")
+def resumed(cli, toybox, stopped, tmp_path_factory):
+  """(workdir after the same command was given again, what it said)."""
+  folder = tmp_path_factory.mktemp("resumed") / "run"
+  shutil.copytree(stopped[0], folder)
+  return folder, cli(*command(toybox, folder))
+
+
+# -- one run -----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_what_is_promised(finished):
+  assert {p.name for p in finished.iterdir()} >= {
+    "config.json",
+    "metrics.jsonl",
+    "results.json",
+    "checkpoints",
+    "figures",
+    "tensorboard",
+  }
+  found = results(finished)
+  assert set(found) >= {
+    "method", "tasks", "metric", "matrix", "mean_accuracy", "forgetting", "bwt", "per_task", "trivial", "unseen",
+    "parameters", "seed", "steps", "seconds", "peak_memory_bytes", "data", "weights", "versions", "compat",
+  }  # fmt: skip
+  assert found["tasks"] == ["ave", "avs"] and found["method"] == "php" and found["steps"] == NUM_STEPS
+  for matrix in (found["matrix"], found["unseen"]):
+    assert [[x is None for x in row] for row in matrix] == [[False, True], [False, False]]
+    assert all(0 <= x <= 1 for row in matrix for x in row if x is not None)
+  assert found["mean_accuracy"] == pytest.approx(np.mean(found["matrix"][1]))
+  assert set(found["parameters"]) == {"frozen", "shared", "per_task", "trainable_fraction"}
+  assert {row["split"] for row in found["per_task"]} == {"test", "unseen"}
+  assert len(list((finished / "figures").glob("*.png"))) >= 4
+
+
+def test_every_step_is_logged_once(finished):
+  lines = logged(finished)
+  assert [line["step"] for line in lines] == list(range(1, NUM_STEPS + 1))
+  assert [(line["task"], line["epoch"]) for line in lines] == [(t, e) for t in ("ave", "avs") for e in (0, 0, 1, 1)]
+  for line in lines:
+    assert set(line) == {"step", "task", "epoch", "loss", "losses", "lr", "examples_per_s", "data_wait_s"}
+    assert line["loss"] == pytest.approx(sum(line["losses"].values()), rel=1e-5)
+  assert lines[2]["lr"]["head"] < lines[0]["lr"]["head"] and lines[4]["lr"]["shared"] < lines[4]["lr"]["head"]
+
+
+def test_one_trace_per_task_over_two_epochs_and_all_evaluations(finished):
+  seen = json.loads(finished.with_suffix(".traces").read_text())
+  assert seen == {
+    "traces": {"train/event": 1, "train/segmentation": 1, "predict/event": 1, "predict/segmentation": 1}, "compiles": 2,
+  }  # fmt: skip
+
+
+# -- stopping and going on ---------------------------------------------------------------------------------------
+
+
+def test_sigterm_saves_and_exits_with_42(stopped):
+  folder, done = stopped
+  assert done.code == 42, done.err
+  assert "Traceback" not in done.err and "SIGTERM" in done.out + done.err and not (folder / "results.json").exists()
+  assert logged(folder)[-1]["step"] == LAST_OF_FIRST_EPOCH
+  meta = checkpoint.read_meta(newest(folder)[0])
+  assert (meta["position"]["task"], meta["position"]["step"], meta["live"]) == (1, LAST_OF_FIRST_EPOCH, True)
+
+
+def test_the_same_command_ends_where_an_uninterrupted_run_does(finished, resumed):
+  folder, done = resumed
+  assert done.code == 0, done.err
+  assert "continuing" in done.out + done.err
+  assert comparable(folder) == comparable(finished)
+  assert [line["loss"] for line in logged(folder)] == [line["loss"] for line in logged(finished)]
+  small.assert_same_bits(*(checkpoint.load_numpy(newest(f)[0], "task_avs") for f in (folder, finished)))
+
+
+def test_past_tasks_and_what_the_later_one_does_not_use_stay_bit_equal(stopped, resumed):
+  before, during, after = newest(stopped[0])[1], newest(stopped[0])[0], newest(resumed[0])[0]
+  meta = checkpoint.read_meta(before)
+  assert meta["position"]["task"] == 1 and meta["learned"] == ["ave"] and not meta["live"], "the end of the first task"
+  ave, shared = (checkpoint.load_numpy(before, item) for item in ("task_ave", "shared"))
+  assert set(ave) == {"prompts", "head"} and set(shared) == {"context", "clip_adapter", "clip_adapter_text", "contrastive"}
+  for later in (during, after):
+    small.assert_same_bits(checkpoint.load_numpy(later, "task_ave"), ave)
+    small.assert_same_bits(checkpoint.load_numpy(later, "shared"), shared)  # AVS reads no class text
+  one, two = (small.flat(checkpoint.load_numpy(step, "task_avs")) for step in (during, after))
+  assert all(one[name].tobytes() != two[name].tobytes() for name in one), "while the later task went on"
+
+
+def damaged(stopped, tmp_path, damage):
+  """A stopped run whose newest step is damaged, opened again: (its position, the lines of its log)."""
+  folder = tmp_path / "run"
+  shutil.copytree(stopped[0], folder)
+  damage(newest(folder)[0])
+  config = php_avqa.get_config("tiny")
+  config.update(json.loads((folder / "config.json").read_text()))
+  config.tasks, config.mesh = ("ave", "avs"), (-1, 1)
+  for phase in ("shallow", "mid", "deep"):
+    config.method[phase] = tuple(config.method[phase])
+  with run.open_run(config, folder) as opened:
+    assert run.restore(opened)
+    assert opened.live is None and list(opened.params["tasks"]) == ["ave"] == list(opened.state["tasks"])
+    return opened.position, logged(folder)
+
+
+def flip_a_byte(step: pathlib.Path):
+  path = max((step / "task_avs").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def cut_the_position(step: pathlib.Path):
+  path = max((step / "meta").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+  path.write_text("{")
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, cut_the_position])
+def test_a_damaged_checkpoint_costs_no_more_than_the_time_since_the_one_before(stopped, tmp_path, capsys, damage):
+  """Here the step before even belongs to another task than the damaged one."""
+  position, lines = damaged(stopped, tmp_path, damage)
+  assert (position.task, position.epoch, position.step) == (1, 0, 4)
+  assert [line["step"] for line in lines] == [1, 2, 3, 4], "steps that will be done again are forgotten"
+  warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+  assert len(warnings) == 1 and str(tmp_path / "run" / "checkpoints") in warnings[0]
+
+
+# -- a finished run ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def copy(finished, tmp_path_factory):
+  """A finished workdir that may be changed."""
+  folder = tmp_path_factory.mktemp("copy") / "run"
+  shutil.copytree(finished, folder)
+  return folder
+
+
+def test_a_finished_workdir_says_so(cli, copy, toybox):
+  before = (copy / "results.json").read_bytes(), (copy / "metrics.jsonl").read_bytes(), newest(copy)
+  done = cli(*command(toybox, copy))
+  assert done.code == 0, done.err
+  assert "finished" in (done.out + done.err).lower() and "continuing" not in done.out + done.err
+  assert ((copy / "results.json").read_bytes(), (copy / "metrics.jsonl").read_bytes(), newest(copy)) == before
+
+
+def test_evaluate_reproduces_the_last_row(cli, copy, toybox):
+  before = results(copy)
+  done = cli(*command(toybox, copy), "--mode=evaluate")
+  assert done.code == 0, done.err
+  found = json.loads((copy / "evaluation.json").read_text())
+  assert found["per_task"] == [row for row in before["per_task"] if row["after"] == "avs"]
+  assert results(copy) == before and len(logged(copy)) == NUM_STEPS
+
+
+def test_another_config_is_refused(cli, copy, toybox):
+  before = {p: p.stat().st_mtime_ns for p in copy.rglob("*")}
+  done = cli(*command(toybox, copy), "--config.seed=5", "--config.opt.head.lr=0.5")
+  assert done.code == 2
+  [line] = done.err.splitlines()
+  assert line.startswith("error:") and "seed (there 0, now 5)" in line and "opt.head.lr" in line and str(copy) in line
+  assert {p: p.stat().st_mtime_ns for p in copy.rglob("*")} == before, "nothing is touched"
+
+
+# -- modes that learn nothing ------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_prints_and_writes_nothing(cli, toybox, tmp_path):
+  done = cli(*command(toybox, tmp_path / "run"), "--mode=dry_run")
+  assert done.code == 0, done.err
+  assert not (tmp_path / "run").exists()
+  lines = done.out.splitlines()
+  assert any(line.split() == ["ave", "train", "4", "val", "2", "test", "3", "unseen", "3"] for line in lines), "data counts"
+  [head] = [i for i, line in enumerate(lines) if line.startswith("parameters")]
+  table = [line.split() for line in lines[head + 1 : head + 3]]
+  assert [row[0] for row in table] == ["ave", "avs"] and table[1][2] == "0", "AVS trains no shared parameter here"
+  assert "num_mid_prompts" in done.out and "GiB" in done.out
+
+
+def test_evaluating_nothing_is_refused_and_makes_no_folder(cli, toybox, tmp_path):
+  done = cli(*command(toybox, tmp_path / "run"), "--mode=evaluate")
+  assert done.code == 2 and len(done.err.splitlines()) == 1, done.err
+  assert "--mode=train" in done.err and not (tmp_path / "run").exists()
