@@ -1,5 +1,6 @@
 """Whole runs through the command line: what is learned stays, what is stopped goes on, what is finished says so."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -144,7 +145,11 @@ def damaged(stopped, tmp_path, damage):
   with run.open_run(config, folder) as opened:
     assert run.restore(opened)
     assert opened.live is None and list(opened.params["tasks"]) == ["ave"] == list(opened.state["tasks"])
-    return opened.position, logged(folder)
+    position, lines = dataclasses.replace(opened.position), logged(folder)
+    opened.save()
+    opened.checkpoints.wait()
+    assert checkpoint.read_meta(newest(folder)[0])["position"]["step"] == 4, "the next save is not lost to the damaged one"
+    return position, lines
 
 
 def flip_a_byte(step: pathlib.Path):
