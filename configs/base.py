@@ -107,7 +107,7 @@ def nano(c: ConfigDict) -> ConfigDict:
   c.data.cache_gb = 0.25
   c.batch_size, c.eval_batch_size = 8, 16
   c.num_epochs = 3
-  c.epochs_of.ave, c.epochs_of.avs, c.epochs_of.avqa = 2, 30, 8  # avs: one labelled second per clip
+  c.epochs_of.ave, c.epochs_of.avs, c.epochs_of.avqa = 2, 12, 8  # avs: one labelled second per clip
   c.compile_effort = 1
   for label in ("shared", "prompts", "head"):
     c.opt[label].lr = 2e-3

@@ -71,7 +71,7 @@ def write_media(root: Path, clip: Clip, library: Library) -> None:
   for second in range(SECONDS):
     rgb, mask = frame_and_mask(clip, library, second)
     file = f"{clip.id}_{second + 1}.png"
-    Image.fromarray(rgb).save(frames / file, compress_level=4)
+    Image.fromarray(rgb).save(frames / file, compress_level=1)
     if clip.split != "train" or second == 0:
       Image.fromarray(mask).save(masks / file)
   write_wav(waves / f"{clip.id}.wav", render_audio(clip.scene, library), WAV_RATE_HZ)
