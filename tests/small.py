@@ -14,7 +14,7 @@ from phpjax.methods import PHP, Backbone, Sizes
 from phpjax.tasks import AVE, AVQA, AVS, AVVP, Widths
 
 Tree = dict[str, Any]
-SECONDS, IMAGE, RATE_HZ, WORDS, CONTEXT = 2, 16, 4000, 32, 12
+SECONDS, IMAGE, RATE_HZ, WORDS, CONTEXT = 2, 8, 4000, 32, 12
 TASKS = {"ave": AVE, "avvp": AVVP, "avs": AVS, "avqa": AVQA}
 
 
@@ -22,7 +22,7 @@ def modules(*, visual_depth: int = 3, audio_depth: int = 3, text_depth: int = 3)
   """{modality: linen module}."""
   narrow = {"width": 16, "num_heads": 2, "embed_dim": 8, "mlp_ratio": 2.0, "activation": "quick_gelu"}
   return {
-    "visual": CLIPVision(**narrow, depth=visual_depth, image_size=IMAGE, patch_size=8),
+    "visual": CLIPVision(**narrow, depth=visual_depth, image_size=IMAGE, patch_size=4),
     "audio": AST(**narrow, depth=audio_depth, sample_rate_hz=RATE_HZ, num_mels=48, patch_size=16, stride=32),
     "text": CLIPText(**narrow, depth=text_depth, vocabulary_size=WORDS, context_length=CONTEXT),
   }

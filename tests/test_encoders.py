@@ -225,7 +225,7 @@ def test_clip_reads_the_class_token_behind_ln_pre(encoders):
   stem = bound.stem(pixels)
   mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
   x = (pixels / 255 - mean) / std
-  patches = x.reshape(2, 2, 8, 2, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, -1) @ params["patch_embedding"][
+  patches = x.reshape(2, 2, 4, 2, 4, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, -1) @ params["patch_embedding"][
     "kernel"
   ].reshape(-1, 16)
   expected = np.concatenate([np.broadcast_to(params["class_embedding"], (2, 1, 16)), patches], 1) + params["position_embedding"]

@@ -197,9 +197,9 @@ def test_running_statistics_ignore_padding(decoder):
 
 def test_avs_needs_patches_that_double_up_to_pixels():
   task = small.task("avs")
-  assert task.head().num_doublings == 3
+  assert task.head().num_doublings == 2
   with pytest.raises(ValueError, match="power of two"):
-    dataclasses.replace(task, image_size=28).head()
+    dataclasses.replace(task, image_size=14).head()
 
 
 # -- AVQA --------------------------------------------------------------------------------------------------------

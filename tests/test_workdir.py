@@ -71,7 +71,14 @@ def test_a_field_that_is_missing_on_one_side_differs(tmp_path):
 
 def test_fields_that_only_say_where_and_how_may_differ(tmp_path):
   workdir.claim(tmp_path, config())
-  values = {"resume": False, "mesh": (2, 1), "log_every_steps": 7, "data.root": "elsewhere", "data.num_threads": 9}
+  values = {
+    "resume": False,
+    "mesh": (2, 1),
+    "log_every_steps": 7,
+    "data.root": "elsewhere",
+    "data.num_threads": 9,
+    "data.cache_gb": 0.1,
+  }
   assert set(values) == set(workdir.ELSEWHERE), "a new field needs a line in this test"
   fields = workdir.flatten(workdir.plain(config()))
   assert set(workdir.ELSEWHERE) <= set(fields), "every rule matches a field"
