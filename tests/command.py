@@ -83,9 +83,9 @@ class Server:
     self.folder = folder
     read, write = os.pipe()
     script = f"import os; os.dup2({write}, 3)\n{SERVER}"
-    self.process = subprocess.Popen(
-      [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, text=True, pass_fds=(write,)
-    )
+    environment = {**os.environ, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # the runs repeat small compiles too
+    command = [sys.executable, "-c", script]
+    self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, text=True, pass_fds=(write,))
     os.close(write)
     self.answers = os.fdopen(read)
 
