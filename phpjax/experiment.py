@@ -81,8 +81,12 @@ class Experiment:
     """Appends a task's fresh (or warm-started) prompts, head and state."""
     task, names = self.tasks[name], list(params["tasks"])
     previous = params["tasks"][names[-1]]["prompts"] if names else None
-    prompts = self.method.init_task(self.key("prompts", name), task, previous)
-    tree = {"prompts": prompts, "head": self.method.init_head(self.key("head", name), task)}
+
+    @jax.jit  # one compile instead of one per initialiser
+    def fresh(rng_prompts: jax.Array, rng_head: jax.Array, previous: Tree | None) -> Tree:
+      return {"prompts": self.method.init_task(rng_prompts, task, previous), "head": self.method.init_head(rng_head, task)}
+
+    tree = fresh(self.key("prompts", name), self.key("head", name), previous)
     params = {**params, "tasks": {**params["tasks"], name: tree}}
     return params, {**state, "tasks": {**state["tasks"], name: task.init_state()}}
 

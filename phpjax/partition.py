@@ -49,9 +49,10 @@ def merge(params: Tree, trainable: Tree, task: str) -> Tree:
 def labels(params: Tree, task: str, uses: Iterable[str]) -> Tree:
   """The mask over the whole tree: "shared", "prompts", "head" or "frozen" per leaf, for whoever holds everything at once.
 
-  Raises ValueError for a top-level key or a part of a task that no rule covers.
+  Raises ValueError for a top-level key or a part of a task that no rule covers, KeyError for a name that matches nothing.
   """
   uses = set(uses)
+  split(params, task, uses)  # raises for names that do not exist
   if unknown := set(params) - {"encoders", "shared", "tasks"}:
     raise ValueError(f"no rule covers the parameters {sorted(unknown)}")
   fill = lambda tree, label: jax.tree.map(lambda _: label, tree)

@@ -25,8 +25,8 @@ FIGURE_ROWS = {"ave": 3, "avvp": 3, "avs": 2, "avqa": 3}
 def finish(run: Any) -> Tree:
   """Writes results.json and the figures of a run whose tasks are all learned."""
   final = assemble(run)
-  workdir.write_json(run.folder / workdir.RESULTS, final)
   draw(run, final)
+  workdir.write_json(run.folder / workdir.RESULTS, final)  # last: it says that the run is finished
   run.progress.note(
     f"mean accuracy {final['mean_accuracy']:.3f}, forgetting {final['forgetting']:.3f}; "
     f"see {run.folder / workdir.RESULTS} and {run.folder / 'figures'}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import pathlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -187,6 +189,8 @@ class Run:
 def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
   """Builds everything and closes it again; without a folder nothing is written (dry run)."""
   mesh = sharding.make_mesh(tuple(config.mesh))
+  if folder is not None and (folder / workdir.CONFIG).is_file():
+    workdir.claim(folder, config)  # before anything slow
   with Progress(primary=jax.process_index() == 0) as progress:
     datasets = experiment.open_datasets(config, lambda done, total: progress.evaluation("composing the toybox", done, total))
     built = experiment.build(config, {name: experiment.describe(name, data) for name, data in datasets.items()})
@@ -194,27 +198,20 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
     if folder is not None:
       workdir.claim(folder, config)
       checkpoints = checkpoint.Checkpoints(folder)
-    log = MetricsLog(
-      folder or "", resume_step=resume_step(checkpoints), primary=folder is not None and jax.process_index() == 0
-    )
+    mute = MetricsLog("", resume_step=0, primary=False)  # `restore` opens the real one: it knows which steps count
     params, state = built.init()
     params = {k: sharding.put_replicated(v, mesh) for k, v in params.items()}
     steps = Steps(built.modules, built.method, optimizer.settings(config.opt), mesh, compile_effort=config.compile_effort)
+    clips = ClipCache(int(config.data.cache_gb * 1e9))
+    run = Run(built, datasets, steps, mesh, folder, checkpoints, mute, progress, params, state, clips=clips)
     try:
-      clips = ClipCache(int(config.data.cache_gb * 1e9))
-      yield Run(built, datasets, steps, mesh, folder, checkpoints, log, progress, params, state, clips=clips)
+      yield run
     except DataError as error:
       raise UserError(str(error)) from error
     finally:
-      log.close()
+      run.log.close()
       if checkpoints is not None:
         checkpoints.close()
-
-
-def resume_step(checkpoints: checkpoint.Checkpoints | None) -> int:
-  """Optimizer steps done at the newest checkpoint."""
-  steps = checkpoints.steps() if checkpoints else []
-  return checkpoints.read_meta(steps[0])["position"]["step"] if steps else 0
 
 
 def restore(run: Run) -> bool:
@@ -242,14 +239,20 @@ def restore(run: Run) -> bool:
     if run.live is not None:
       trainable, _ = run.parts(run.names[run.position.task])
       run.live = Live(trainable, restored["live"]["opt_state"], {**run.live.state, **restored["live"].get("state", {})})
-    run.progress.note(
-      f"continuing at task {run.position.task + 1}/{len(run.names)}, epoch {run.position.epoch}, step {run.position.step}"
-    )
+    run.position.saves = run.checkpoints.steps()[0]  # orbax never overwrites a step, not even a damaged one
     return True
 
   if not run.config.resume and run.checkpoints.steps():
     raise UserError(f"--workdir={run.folder} holds checkpoints and resume=False: take another --workdir")
-  return bool(checkpoint.newest_good(run.checkpoints, open_step))
+  found = bool(checkpoint.newest_good(run.checkpoints, open_step))
+  run.log = MetricsLog(run.folder, resume_step=run.position.step, primary=jax.process_index() == 0)
+  return found
+
+
+def return_freed_memory() -> None:
+  """Gives freed memory back to the system: compiling leaves glibc with hundreds of megabytes that it would keep."""
+  if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+    libc.malloc_trim(0)
 
 
 def add_task(run: Run, name: str) -> None:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from phpjax import evaluate, optimizer, results, scoring, sharding, workdir
 from phpjax.errors import UserError
-from phpjax.run import Run, Stopped, begin, open_run, restore, stop_on_signal
+from phpjax.run import Run, Stopped, begin, open_run, restore, return_freed_memory, stop_on_signal
 
 Tree = dict[str, Any]
 EVALUATION_SPLITS = ("test", "unseen")
@@ -21,7 +21,14 @@ EVALUATION_SPLITS = ("test", "unseen")
 def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
   """Runs, or continues, the whole sequence; returns results.json's content. Raises UserError and Stopped."""
   with open_run(config, folder) as run, stop_on_signal(run):
-    restore(run)
+    if restore(run):
+      if run.position.task == len(run.names) and (folder / workdir.RESULTS).is_file():
+        run.progress.note(
+          f"--workdir={folder} is finished: see {folder / workdir.RESULTS}, or evaluate it again (--mode=evaluate)"
+        )
+        return workdir.read_json(folder / workdir.RESULTS)
+      at = run.position
+      run.progress.note(f"continuing at task {at.task + 1}/{len(run.names)}, epoch {at.epoch + 1}, step {at.step + 1}")
     costs = [run.num_batches(name) * run.num_epochs(name) * run.seconds(name) for name in run.names]
     run.progress.start(sum(costs), sum(costs[: run.position.task]))
     for index in range(run.position.task, len(run.names)):
@@ -36,6 +43,8 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
 
 def evaluate_again(config: ConfigDict, folder: pathlib.Path) -> Tree:
   """Evaluates every task that the workdir's newest checkpoint has learned; writes evaluation.json."""
+  if not (folder / workdir.CONFIG).is_file():
+    raise UserError(f"--workdir={folder} holds no run: train first (--mode=train)")
   with open_run(config, folder) as run:
     if not restore(run) or not (learned := run.position.task):
       raise UserError(f"--workdir={folder} has no learned task to evaluate: train first (--mode=train)")
@@ -102,6 +111,8 @@ def train_epoch(run: Run, name: str, epoch: int, inputs: tuple[Tree, Tree | None
     run.position = dataclasses.replace(run.position, step=run.position.step + 1, batch=run.position.batch + 1)
     if pending:
       report(run, name, epoch, scale, pending)
+    else:
+      return_freed_memory()
     index = epoch * run.num_batches(name) + run.position.batch
     pending = Dispatched(run.position.step, index, metrics, batch, waited_s)
   if pending:
@@ -126,8 +137,16 @@ def report(run: Run, name: str, epoch: int, scale: Tree, done: Dispatched) -> No
   if done.step % config.log_every_steps == 0:
     factor = {"shared": scale["shared"], "prompts": scale["task"], "head": scale["task"]}
     lr = {label: config.opt[label].lr * factor[label] for label in factor}
-    run.log.step(done.step, task=name, epoch=epoch, loss=float(metrics["loss"]), losses=losses, lr=lr, examples_per_s=rate,
-                 data_wait_s=done.waited_s)
+    run.log.step(
+      done.step,
+      task=name,
+      epoch=epoch,
+      loss=float(metrics["loss"]),
+      losses=losses,
+      lr=lr,
+      examples_per_s=rate,
+      data_wait_s=done.waited_s,
+    )
 
 
 def evaluate_seen(run: Run, index: int) -> None:
@@ -147,6 +166,7 @@ def evaluate_seen(run: Run, index: int) -> None:
       main[split][name] = scores[scoring.main_metric(name)]
       run.history["per_task"].append({"after": run.names[index], "task": name, "split": split, "scores": scores})
       run.log.evaluation(run.position.step, name, scores, split=split)
+    return_freed_memory()
   run.history["matrix"] = evaluate.add_row(run.history["matrix"], main["test"], run.names, index)
   if len(main["unseen"]) == index + 1:
     run.history["unseen"] = evaluate.add_row(run.history["unseen"], main["unseen"], run.names, index)

@@ -14,8 +14,9 @@ def _environment() -> None:
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   xla_flags = os.environ.get("XLA_FLAGS", "")
   if "xla_force_host_platform_device_count" not in xla_flags:
-    # Optimisation level 0 halves what the many small compiles of the tests cost.
+    # Both settings together cut what the many small compiles of the tests cost to less than half.
     added = f"--xla_force_host_platform_device_count={NUM_DEVICES} --xla_backend_optimization_level=0"
+    added = f"{added} --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{xla_flags} {added}".strip()
   cache = pathlib.Path(os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax")))
   cache.mkdir(parents=True, exist_ok=True)
