@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from phpjax.methods.base import Backbone, Method, Tree
+from phpjax.methods.base import Method, Tree
 from phpjax.methods.php_modules import ClipAdapter, MiddlePrompts, ShallowAdapter
 from phpjax.methods.prompts import broadcast_prefix, l2_normalise
 
@@ -266,5 +266,3 @@ def other(modality: str) -> str:
   """The partner of a modality."""
   return "audio" if modality == "visual" else "visual"
 
-
-__all__ = ["PHP", "Backbone"]
