@@ -75,6 +75,7 @@ def base() -> ConfigDict:
   c.data.root = ""  # holds AVE, LLP, AVSBench, MUSIC-AVQA; empty with toybox: a cache folder of the user
   c.data.toybox = ""  # "default" or "tiny": compose the embedded data instead
   c.data.toybox_seed = 0
+  c.data.evaluation_split = "test"  # and "unseen" where the data has it; or "val", to choose settings on
   c.data.on_bad_clip = "error"  # or "skip": leave out clips that cannot be read, and list them
   c.data.num_threads = 2  # decoding
   c.data.cache_gb = 1.5  # decoded clips kept in memory

@@ -13,7 +13,7 @@ def get_config(variant: str = "full") -> ConfigDict:
   c = ConfigDict()
   c.seed = 20_260_101
   c.encoders = ConfigDict({"visual": "nano_vit", "audio": "nano_ast", "text": "nano_text"})
-  c.num_steps = 1000
+  c.num_steps = 3000
   c.batch_size = 64
   c.num_captions = 16  # scenes of a batch whose caption is encoded
   c.warmup_steps = 100
@@ -25,7 +25,7 @@ def get_config(variant: str = "full") -> ConfigDict:
   c.num_workers = 1
   c.num_test_scenes = 500
   c.log_every_steps = 50
-  c.save_every_steps = 250
+  c.save_every_steps = 500
   if variant == "tiny":
     c.encoders = ConfigDict({"visual": "tiny_vit", "audio": "tiny_ast", "text": "tiny_text"})
     c.num_steps, c.batch_size, c.num_captions, c.warmup_steps, c.num_test_scenes, c.num_workers, c.log_every_steps = (

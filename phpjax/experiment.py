@@ -8,19 +8,25 @@ import zlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from data_pipelines import DATASETS, DataError, Dataset, Media
 from data_pipelines.toybox import compose
-from phpjax import sharding
+from phpjax import backend, sharding
 from phpjax.encoders import ENCODERS, pretrained
 from phpjax.errors import UserError
 from phpjax.methods import METHODS, Backbone, Method, Sizes, make_method
 from phpjax.tasks import TASKS, Task, Widths
 
 Tree = dict[str, Any]
-CHOICES = {"task_id": ("given",), "on_nonfinite": ("stop", "skip"), "compat": ("paper",), "on_bad_clip": ("error", "skip")}
+CHOICES = {
+  "task_id": ("given",),
+  "on_nonfinite": ("stop", "skip"),
+  "encoder_dtype": backend.ENCODER_DTYPES,
+  "compat": ("paper",),
+  "on_bad_clip": ("error", "skip"),
+  "evaluation_split": ("test", "val"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Experiment:
     """(params, state) before the first task."""
     params = {
       "encoders": {m: e.params for m, e in self.encoders.items()},
-      "shared": jax.jit(self.method.init_shared)(self.key("shared")),
+      "shared": backend.jit(self.method.init_shared, self.config.compile_effort)(self.key("shared")),
       "tasks": {},
     }
     return params, {"shared": self.method.init_state(), "tasks": {}}
@@ -82,11 +88,11 @@ class Experiment:
     task, names = self.tasks[name], list(params["tasks"])
     previous = params["tasks"][names[-1]]["prompts"] if names else None
 
-    @jax.jit  # one compile instead of one per initialiser
     def fresh(rng_prompts: jax.Array, rng_head: jax.Array, previous: Tree | None) -> Tree:
       return {"prompts": self.method.init_task(rng_prompts, task, previous), "head": self.method.init_head(rng_head, task)}
 
-    tree = fresh(self.key("prompts", name), self.key("head", name), previous)
+    # one compile instead of one per initialiser
+    tree = backend.jit(fresh, self.config.compile_effort)(self.key("prompts", name), self.key("head", name), previous)
     params = {**params, "tasks": {**params["tasks"], name: tree}}
     return params, {**state, "tasks": {**state["tasks"], name: task.init_state()}}
 
@@ -97,8 +103,10 @@ def problems(config: ConfigDict, *, needs_data: bool = True) -> list[str]:
   for field, value in (
     ("task_id", config.task_id),
     ("on_nonfinite", config.on_nonfinite),
+    ("encoder_dtype", config.encoder_dtype),
     ("compat", config.method.compat),
     ("on_bad_clip", config.data.on_bad_clip),
+    ("evaluation_split", config.data.evaluation_split),
   ):
     if value not in CHOICES[field]:
       found.append(f"{field}={value!r} is not one of {', '.join(CHOICES[field])}")
@@ -170,7 +178,7 @@ def build(config: ConfigDict, infos: dict[str, TaskInfo]) -> Experiment:
   """Opens the encoders and makes tasks and method; raises UserError for what the user can mend."""
   try:
     encoders = {
-      m: pretrained.load(e.name, e.weights, modality=m, dtype=encoder_dtype(config), seed=config.seed)
+      m: pretrained.load(e.name, e.weights, modality=m, dtype=backend.encoder_dtype(config.encoder_dtype), seed=config.seed)
       for m, e in config.encoders.items()
     }
     backbone = Backbone(
@@ -200,14 +208,6 @@ def make_task(info: TaskInfo, encoders: dict[str, pretrained.Pretrained]) -> Tas
     options["num_words"] = len(info.words)
   kind = TASKS[info.name][0]
   return kind(widths, info.seconds, len(info.classes), name=info.name, classes=info.classes, **options)
-
-
-def encoder_dtype(config: ConfigDict) -> Any:
-  """bfloat16 on accelerators, float32 on CPU, unless the config names one."""
-  name = config.encoder_dtype
-  if name == "auto":
-    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-  return {"float32": jnp.float32, "bfloat16": jnp.bfloat16}[name]
 
 
 def listing() -> str:

@@ -40,7 +40,7 @@ def accuracy_matrix(results: Mapping[str, Any], path: Path) -> pathlib.Path:
 
   The scores on the `unseen` set, where results hold them, stand in a second panel.
   """
-  tasks, panels = results["tasks"], [("test", results["matrix"])]
+  tasks, panels = results["tasks"], [(results["data"]["evaluation_split"], results["matrix"])]
   if results.get("unseen"):
     panels.append(("unseen objects", results["unseen"]))
   size = len(tasks)
@@ -48,7 +48,7 @@ def accuracy_matrix(results: Mapping[str, Any], path: Path) -> pathlib.Path:
   figure = Figure(figsize=(width, 0.62 * size + 2.3), layout="constrained")
   axes = figure.subplots(1, len(panels), squeeze=False)[0]
   for axis, (name, matrix) in zip(axes, panels, strict=True):
-    _heat_map(axis, tasks, matrix, results["trivial"] if name == "test" else {})
+    _heat_map(axis, tasks, matrix, results["trivial"] if matrix is results["matrix"] else {})
     axis.set_title(name if len(panels) > 1 else "", fontsize=10, color=INK)
     axis.set_xticks(range(size), [f"{task}\n{results['metric'][task]}" for task in tasks], fontsize=8)
   axes[0].set_ylabel("after learning", fontsize=9)

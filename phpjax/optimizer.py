@@ -38,12 +38,22 @@ def settings(opt: Any) -> Settings:
 
 
 @functools.cache
-def make(opt: Settings, label_fn: Callable[[Any], Any] = partition.live_labels) -> optax.GradientTransformation:
+def make(opt: Settings) -> optax.GradientTransformation:
+  """The optimizer of the live subtree. Cached: equal settings give the same object."""
+  return build(opt, partition.live_labels)
+
+
+def make_masked(opt: Settings, task: str, uses: tuple[str, ...]) -> optax.GradientTransformation:
+  """The same optimizer over the whole parameter tree (a notebook, joint training)."""
+  return build(opt, functools.partial(partition.labels, task=task, uses=uses))
+
+
+def build(opt: Settings, label_fn: Callable[[Any], Any]) -> optax.GradientTransformation:
   """Adam with decoupled weight decay per label; `set_to_zero` for "frozen" (no update, no state).
 
   The gradient is clipped by norm per label, so that a loud head does not silence the generators (in the release it
   does). The schedule is not in here: the train step multiplies the updates by `lr_scale(...)`, traced numbers, so that
-  tasks of different lengths share one compiled step. Cached: equal settings give the same object.
+  tasks of different lengths share one compiled step.
   """
   transforms: dict[str, optax.GradientTransformation] = {"frozen": optax.set_to_zero()}
   for label, group in opt.groups:
@@ -75,11 +85,6 @@ def flat(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     return unravel(vector), state
 
   return optax.GradientTransformation(init, update)
-
-
-def make_masked(opt: Settings, task: str, uses: tuple[str, ...]) -> optax.GradientTransformation:
-  """The same optimizer over the whole parameter tree (a notebook, joint training)."""
-  return make(opt, functools.partial(partition.labels, task=task, uses=uses))
 
 
 def lr_scale(epoch: int, num_epochs: int, min_scale: float, shared_scale: float) -> dict[str, float]:

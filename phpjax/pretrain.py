@@ -250,10 +250,11 @@ def pretrain(c: ConfigDict, out: pathlib.Path) -> dict[str, float]:
   (out / names["text"]).mkdir(parents=True, exist_ok=True)
   word_tokenizer(words(library), encoders["text"].vocabulary_size).save(str(out / names["text"] / "tokenizer.json"))
   tokenizer = Tokenizer(out / names["text"] / "tokenizer.json")
-  length = encoders["text"].context_length
+  lengths = (24, encoders["text"].context_length)  # few captions are longer than 24 tokens; each length is a compile
 
   def device_batch(batch: Batch) -> dict[str, jax.Array]:
-    ids = tokenizer(list(batch["texts"]), length)
+    ids = tokenizer(list(batch["texts"]), encoders["text"].context_length)
+    length = next(n for n in lengths if n >= ids.shape[1])
     return {k: jnp.asarray(v) for k, v in batch.items() if k != "texts"} | {
       "ids": np.pad(ids, [(0, 0), (0, length - ids.shape[1])])
     }

@@ -65,10 +65,10 @@ def assemble(run: Any) -> Tree:
 
 
 def trivial_scores(run: Any, name: str) -> tuple[str, dict[str, float]]:
-  """The best predictor that never looks at a clip, on the test split."""
+  """The best predictor that never looks at a clip, on the split of the accuracy matrix."""
   num_classes = run.experiment.tasks[name].num_classes
-  stacked = {split: scoring.trivial_labels(name, labels_of(run, name, split), num_classes) for split in ("train", "test")}
-  return scoring.trivial(name, stacked["train"], stacked["test"])
+  splits = ("train", run.evaluation_splits[0])
+  return scoring.trivial(name, *(scoring.trivial_labels(name, labels_of(run, name, split), num_classes) for split in splits))
 
 
 def labels_of(run: Any, name: str, split: str) -> list[Tree]:
@@ -97,6 +97,7 @@ def data_summary(run: Any) -> Tree:
     "name": f"toybox-{config.toybox}" if config.toybox else "user",
     "counts": counts,
     "missing_clips": missing,
+    "evaluation_split": config.evaluation_split,
     "model_selection": "none: the last epoch",
   }
 
@@ -146,8 +147,8 @@ def draw(run: Any, final: Tree) -> None:
 
 
 def examples(run: Any, name: str, count: int) -> list[Tree]:
-  """Test clips spread over the split, with the final prediction under "outputs"."""
-  source = run.source(name, "test")
+  """Clips spread over the split of the matrix, with the final prediction under "outputs"."""
+  source = run.source(name, run.evaluation_splits[0])
   chosen = [source[int(i)] for i in np.unique(np.linspace(0, len(source) - 1, count).round())]
   [batch] = list(loader.batches(chosen, batch_size=run.config.eval_batch_size, seed=0, shuffle=False, num_threads=0))
   outputs = jax.device_get(run.predictor(name)(batch))

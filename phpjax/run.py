@@ -76,6 +76,11 @@ class Run:
   def names(self) -> list[str]:
     return list(self.experiment.tasks)
 
+  @property
+  def evaluation_splits(self) -> tuple[str, ...]:
+    """The split that fills the accuracy matrix; beside test, the objects that nothing else shows."""
+    return ("test", "unseen") if self.config.data.evaluation_split == "test" else (self.config.data.evaluation_split,)
+
   def source(self, name: str, split: str) -> Any:
     """The examples of a split."""
     if (name, split) not in self.sources:

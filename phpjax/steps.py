@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from phpjax import model, optimizer, sharding
+from phpjax import backend, model, optimizer, sharding
 
 Tree = dict[str, Any]
 
@@ -44,9 +44,7 @@ class Steps:
     self.modules, self.method, self.tx, self.mesh = modules, method, optimizer.make(opt), mesh
     self.traces: collections.Counter[tuple[str, str]] = collections.Counter()
     whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
-    # The level is passed on CPU only, and only when it is not the default: other backends do not know the option.
-    lower = compile_effort < 3 and jax.default_backend() == "cpu"
-    jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": compile_effort} if lower else None)
+    jit = functools.partial(backend.jit, compile_effort=compile_effort)
     # Without out_shardings the first step's outputs could lie elsewhere than its inputs: a second compile.
     self.train = jit(self._train, static_argnums=0, donate_argnums=1, out_shardings=whole)
     self.predict = jit(self._predict, static_argnums=0, out_shardings=rows)

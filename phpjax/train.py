@@ -15,7 +15,6 @@ from phpjax.errors import UserError
 from phpjax.run import Run, Stopped, begin, open_run, restore, return_freed_memory, stop_on_signal
 
 Tree = dict[str, Any]
-EVALUATION_SPLITS = ("test", "unseen")
 
 
 def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
@@ -151,10 +150,10 @@ def report(run: Run, name: str, epoch: int, scale: Tree, done: Dispatched) -> No
 
 def evaluate_seen(run: Run, index: int) -> None:
   """Every task learned so far, on every evaluation split that its data has: one more row of the accuracy matrix."""
-  main: dict[str, dict[str, float]] = {split: {} for split in EVALUATION_SPLITS}
+  main: dict[str, dict[str, float]] = {split: {} for split in run.evaluation_splits}
   for name in run.names[: index + 1]:
     predict = run.predictor(name)
-    for split in (s for s in EVALUATION_SPLITS if s in run.datasets[name].splits()):
+    for split in (s for s in run.evaluation_splits if s in run.datasets[name].splits()):
       total = run.num_batches(name, split)
       scores = evaluate.evaluate(
         predict,
@@ -167,7 +166,7 @@ def evaluate_seen(run: Run, index: int) -> None:
       run.history["per_task"].append({"after": run.names[index], "task": name, "split": split, "scores": scores})
       run.log.evaluation(run.position.step, name, scores, split=split)
     return_freed_memory()
-  run.history["matrix"] = evaluate.add_row(run.history["matrix"], main["test"], run.names, index)
-  if len(main["unseen"]) == index + 1:
+  run.history["matrix"] = evaluate.add_row(run.history["matrix"], main[run.evaluation_splits[0]], run.names, index)
+  if len(main.get("unseen", ())) == index + 1:
     run.history["unseen"] = evaluate.add_row(run.history["unseen"], main["unseen"], run.names, index)
   run.progress.matrix(run.names, run.history["matrix"], {name: scoring.main_metric(name) for name in run.names})

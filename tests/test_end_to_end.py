@@ -230,3 +230,18 @@ def test_evaluating_nothing_is_refused_and_makes_no_folder(cli, toybox, tmp_path
   done = cli(*command(toybox, tmp_path / "run"), "--mode=evaluate")
   assert done.code == 2 and len(done.err.splitlines()) == 1, done.err
   assert "--mode=train" in done.err and not (tmp_path / "run").exists()
+
+
+# -- choices -----------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_chosen_on_val_and_frozen_weights_may_be_half_as_wide(cli, toybox, tmp_path):
+  folder = tmp_path / "run"
+  choices = ("--config.tasks=('ave',)", "--config.num_epochs=1", "--config.data.evaluation_split=val")
+  flags = (*SMALL[:1], *SMALL[2:4], *choices, "--config.encoder_dtype=bfloat16")
+  done = cli(*flags, f"--config.data.root={toybox}", f"--workdir={folder}")
+  assert done.code == 0, done.err
+  found = results(folder)
+  assert {row["split"] for row in found["per_task"]} == {"val"} and not found["unseen"]
+  assert found["data"]["evaluation_split"] == "val" and 0 <= found["trivial"]["ave"] <= 1
+  assert all(np.isfinite(line["loss"]) for line in logged(folder))

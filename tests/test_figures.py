@@ -16,7 +16,8 @@ def made_up_results(num_learned: int = 3) -> dict:
   tasks = ["ave", "avvp", "avs"]
   matrix = [[0.9 - 0.1 * (i - j) if j <= i else None for j in range(3)] for i in range(num_learned)]
   return {"method": "php", "tasks": tasks, "metric": dict.fromkeys(tasks, "accuracy"), "matrix": matrix,
-          "trivial": dict.fromkeys(tasks, 0.3), "mean_accuracy": 0.8, "forgetting": 0.15, "unseen": None}
+          "trivial": dict.fromkeys(tasks, 0.3), "mean_accuracy": 0.8, "forgetting": 0.15, "unseen": None,
+          "data": {"evaluation_split": "test"}}
 
 
 def clip(rng: np.random.Generator, seconds: int = 10) -> dict:

@@ -16,8 +16,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROJECT = ("configs", "data_pipelines", "phpjax")
 
 PARTS = {"configs", "data_pipelines", "phpjax.encoders", "phpjax.methods", "phpjax.metrics", "phpjax.tasks"}
-TOOLS = {f"phpjax.{name}" for name in ("checkpoint", "errors", "figures", "logs", "partition", "progress", "sharding",
-                                       "workdir")}
+TOOLS = {f"phpjax.{name}" for name in ("backend", "checkpoint", "errors", "figures", "logs", "partition", "progress",
+                                       "sharding", "workdir")}
 BESIDE_TRAIN = {f"phpjax.{name}" for name in ("bench", "convert", "predict", "pretrain", "report")}
 ENGINE = {f"phpjax.{name}" for name in ("evaluate", "experiment", "model", "optimizer", "predictions", "results", "run",
                                           "scoring", "steps")}
@@ -30,10 +30,10 @@ MAY_IMPORT: dict[str, set[str]] = {
   "phpjax.evaluate": set(),
   "phpjax.model": set(),
   "phpjax.optimizer": {"phpjax.partition"},
-  "phpjax.steps": {"phpjax.model", "phpjax.optimizer", "phpjax.sharding"},  # the two jitted functions
+  "phpjax.steps": {"phpjax.backend", "phpjax.model", "phpjax.optimizer", "phpjax.sharding"},  # the two jitted functions
   "phpjax.scoring": {"phpjax.metrics"},
   "phpjax.predictions": {"phpjax.figures", "phpjax.metrics"},
-  "phpjax.experiment": {*PARTS, "phpjax.errors", "phpjax.sharding"},  # config -> objects
+  "phpjax.experiment": {*PARTS, "phpjax.backend", "phpjax.errors", "phpjax.sharding"},  # config -> objects
   "phpjax.results": {*PARTS, *TOOLS, "phpjax.scoring"},
   "phpjax.run": {*PARTS, *TOOLS, "phpjax.experiment", "phpjax.optimizer", "phpjax.results", "phpjax.steps"},
   "phpjax.train": BELOW_TRAIN,
