@@ -52,7 +52,7 @@ def base() -> ConfigDict:
   c.batch_size = 32  # over all devices
   c.eval_batch_size = 32
   c.num_epochs = 10  # per task
-  c.epochs_of = ConfigDict({"ave": 0, "avvp": 0, "avs": 0, "avqa": 0})  # of one task; 0: num_epochs
+  c.epoch_factor = ConfigDict({"ave": 1, "avvp": 1, "avs": 1, "avqa": 1})  # a task's epochs: num_epochs times this
   c.task_id = "given"  # the task is known at test time
   c.on_nonfinite = "stop"  # or "skip": leave out a step whose loss or gradient is not finite, and count it
   c.mesh = (-1, 1)  # devices along (data, fsdp); -1: all that are left
@@ -107,8 +107,8 @@ def nano(c: ConfigDict) -> ConfigDict:
   c.data.questions_per_clip = 5
   c.data.cache_gb = 0.25
   c.batch_size, c.eval_batch_size = 8, 16
-  c.num_epochs = 3
-  c.epochs_of.ave, c.epochs_of.avs, c.epochs_of.avqa = 2, 12, 8  # avs: one labelled second per clip
+  c.num_epochs = 1
+  c.epoch_factor = ConfigDict({"ave": 2, "avvp": 3, "avs": 12, "avqa": 8})  # avs: one labelled second per clip
   c.compile_effort = 1
   for label in ("shared", "prompts", "head"):
     c.opt[label].lr = 2e-3
@@ -124,8 +124,8 @@ def tiny(c: ConfigDict) -> ConfigDict:
     {m: {"name": f"tiny_{kind}", "weights": "random"} for m, kind in (("visual", "vit"), ("audio", "ast"), ("text", "text"))}
   )
   c.data.toybox = "tiny"
-  c.batch_size, c.eval_batch_size, c.num_epochs, c.log_every_steps = 2, 4, 1, 1
-  c.epochs_of.ave = c.epochs_of.avs = c.epochs_of.avqa = 0
+  c.batch_size, c.eval_batch_size, c.log_every_steps = 2, 4, 1
+  c.epoch_factor = ConfigDict(dict.fromkeys(c.epoch_factor, 1))
   c.compile_effort = 0
   return c
 

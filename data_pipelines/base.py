@@ -237,9 +237,12 @@ class Dataset:
 class Source:
   """The examples of one split: len(source), source[i]; thread-safe.
 
+  A clip is found bad when a row of it is asked for; from then on all its rows are left out.
+
   Attributes:
     ids: the id of every row.
-    bad: (id, reason) of every row that was left out, when on_bad_clip is "skip".
+    bad: (id, reason) of every row that was asked for and left out, when on_bad_clip is "skip".
+    rows: itself; a view names the source that it is made of so.
   """
 
   def __init__(self, dataset: Dataset, split: str, media: Media, *, on_bad_clip: str,
@@ -250,29 +253,50 @@ class Source:
     self.records = dataset.records(split)
     self.ids = [record.id for record in self.records]
     self._cache, self._lock = cache, threading.Lock()
-    self._bad: dict[int, tuple[str, str]] = {}
+    self._reasons: dict[Hashable, str] = {}  # of every clip asked for: why it cannot be read, "" if it can
+    self._left_out: set[int] = set()
 
   def __len__(self) -> int:
     return len(self.records)
 
   @property
+  def rows(self) -> "Source":
+    return self
+
+  @property
   def bad(self) -> list[tuple[str, str]]:
     with self._lock:
-      return [self._bad[i] for i in sorted(self._bad)]
+      return [(self.ids[i], self.reason(self.records[i])) for i in sorted(self._left_out)]
+
+  def reason(self, record: Record) -> str:
+    """Why the clip of a row cannot be read, "" if it can or was not asked for yet."""
+    return self._reasons.get(self.dataset.clip_key(record), "")
+
+  def unopened(self) -> list[int]:
+    """The first row of every clip that was not asked for yet, so that nobody knows whether it can be read."""
+    first: dict[Hashable, int] = {}
+    for index, record in enumerate(self.records):
+      first.setdefault(self.dataset.clip_key(record), index)
+    return [index for key, index in first.items() if key not in self._reasons]
 
   def __getitem__(self, index: int) -> Example:
     """Example of row `index`; raises MediaError, or gives zeros with mask 0 if on_bad_clip is "skip"."""
     record = self.records[index]
-    if index in self._bad:
-      return self.dataset.zeros(record, self.media)
-    try:
-      return self.dataset._example(record, self._clip(record))
-    except MediaError as error:
-      if self.on_bad_clip == "error":
-        raise
-      with self._lock:
-        self._bad[index] = (record.id, str(error))
-      return self.dataset.zeros(record, self.media)
+    key = self.dataset.clip_key(record)
+    if not self._reasons.get(key):
+      try:
+        example = self.dataset._example(record, self._clip(record))
+        with self._lock:
+          self._reasons.setdefault(key, "")
+        return example
+      except MediaError as error:
+        if self.on_bad_clip == "error":
+          raise
+        with self._lock:
+          self._reasons[key] = str(error)
+    with self._lock:
+      self._left_out.add(index)
+    return self.dataset.zeros(record, self.media)
 
   def _clip(self, record: Record) -> Example:
     key = (type(self.dataset).__name__, self.dataset.root, self.dataset.clip_key(record), self.media)

@@ -1,12 +1,33 @@
-"""Other cuts of a source that spare the encoders work: several questions per clip, labelled seconds only."""
+"""Other cuts of a source: several questions per clip, labelled seconds only, a few rows or arrays.
+
+Those that a run trains on have `rows`, the source they are made of, and `bad`, what that one left out.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from data_pipelines.base import Source
+from data_pipelines.loader import RandomAccess
 from data_pipelines.schema import DataError, Example
 
 PER_QUESTION = ("question", "label", "type")
 PER_SECOND = ("visual", "audio", "label", "label_mask")
+
+
+class Picked:
+  """Some rows of a source with some of their arrays, beside id and mask: the others need not be kept once decoded."""
+
+  def __init__(self, source: RandomAccess, keys: Sequence[str], indices: Sequence[int] | None = None) -> None:
+    self._source, self._keys = source, ("id", "mask", *keys)
+    self._indices = range(len(source)) if indices is None else indices
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> Example:
+    example = self._source[self._indices[index]]
+    return {key: example[key] for key in self._keys}
 
 
 class LabelledSeconds:
@@ -16,19 +37,19 @@ class LabelledSeconds:
   """
 
   def __init__(self, source: Source) -> None:
-    self._source = source
+    self.rows = source
     self._seconds = max((record.masks for record in source.records), default=1)
 
   def __len__(self) -> int:
-    return len(self._source)
+    return len(self.rows)
 
   @property
   def bad(self) -> list[tuple[str, str]]:
     """(id, reason) of the clips that were left out."""
-    return self._source.bad
+    return self.rows.bad
 
   def __getitem__(self, index: int) -> Example:
-    example = self._source[index]
+    example = self.rows[index]
     return {key: value[:self._seconds] if key in PER_SECOND else value for key, value in example.items()}
 
 
@@ -42,7 +63,7 @@ class GroupedQuestions:
   def __init__(self, source: Source, size: int) -> None:
     if size < 1:
       raise DataError(f"questions_per_clip must be at least 1, got {size}")
-    self._source, self._size = source, size
+    self.rows, self._size = source, size
     clips: dict[str, list[int]] = {}
     for index, record in enumerate(source.records):
       clips.setdefault(record.clip, []).append(index)
@@ -54,10 +75,10 @@ class GroupedQuestions:
   @property
   def bad(self) -> list[tuple[str, str]]:
     """(id, reason) of the questions whose clip was left out."""
-    return self._source.bad
+    return self.rows.bad
 
   def __getitem__(self, index: int) -> Example:
-    rows = [self._source[i] for i in self._groups[index]]
+    rows = [self.rows[i] for i in self._groups[index]]
     filled = rows + [rows[0]] * (self._size - len(rows))
     example = {**rows[0], **{key: np.stack([row[key] for row in filled]) for key in PER_QUESTION}}
     return {**example, "question_mask": (np.arange(self._size) < len(rows)).astype(np.float32)}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from phpjax.errors import UserError
 
@@ -27,9 +29,10 @@ def parse_flags(argv: list[str], doc: str, values: flags.FlagValues = flags.FLAG
     own = values.main_module_help() if values is flags.FLAGS else values.get_help(include_special_flags=False)
     print(f"{doc.strip()}\n\n{own}")
     sys.exit(0)
+  sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # configs import their neighbours, from any folder
   try:
     return values(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, OSError, ValueError) as error:
+  except Exception as error:  # the user's config file is code and may fail in any way
     raise UserError(f"bad arguments: {gist(error)}; see --help") from error
 
 
@@ -51,6 +54,14 @@ def guarded(function: Callable[[], Any], exits: Mapping[type[Exception], int] | 
   except tuple(exits) as error:
     return next(code for kind, code in exits.items() if isinstance(error, kind))
   return 0
+
+
+def open_config(holder: Any) -> ConfigDict:
+  """The config of a --config flag; raises UserError when its file cannot be read (the flag fails only when it is used)."""
+  try:
+    return ConfigDict(holder.value.to_dict()).lock()
+  except Exception as error:  # as in `parse_flags`
+    raise UserError(f"cannot read the config file of --config ({str(error).splitlines()[-1].strip()})") from error
 
 
 def use_compile_cache() -> None:

@@ -1,10 +1,12 @@
-"""From a config to objects: encoders with weights, datasets, tasks, method. Checks everything before anything starts."""
+"""From a config to objects: encoders with weights, datasets, tasks, method."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,21 +14,13 @@ from ml_collections import ConfigDict
 
 from data_pipelines import DATASETS, DataError, Dataset, Media
 from data_pipelines.toybox import compose
-from phpjax import backend, sharding
+from phpjax import backend
 from phpjax.encoders import ENCODERS, pretrained
 from phpjax.errors import UserError
 from phpjax.methods import METHODS, Backbone, Method, Sizes, make_method
 from phpjax.tasks import TASKS, Task, Widths
 
 Tree = dict[str, Any]
-CHOICES = {
-  "task_id": ("given",),
-  "on_nonfinite": ("stop", "skip"),
-  "encoder_dtype": backend.ENCODER_DTYPES,
-  "compat": ("paper",),
-  "on_bad_clip": ("error", "skip"),
-  "evaluation_split": ("test", "val"),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,88 +68,40 @@ class Experiment:
       key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     return key
 
-  def init(self) -> tuple[Tree, Tree]:
-    """(params, state) before the first task."""
-    params = {
-      "encoders": {m: e.params for m, e in self.encoders.items()},
-      "shared": backend.jit(self.method.init_shared, self.config.compile_effort)(self.key("shared")),
-      "tasks": {},
-    }
+  def init(self, *, abstract: bool = False) -> tuple[Tree, Tree]:
+    """(params, state) before the first task; abstract: shapes and dtypes instead of arrays."""
+    shared = self._make(self.method.init_shared, self.key("shared"), abstract=abstract)
+    params = {"encoders": {m: e.params for m, e in self.encoders.items()}, "shared": shared, "tasks": {}}
     return params, {"shared": self.method.init_state(), "tasks": {}}
 
-  def add_task(self, params: Tree, state: Tree, name: str) -> tuple[Tree, Tree]:
-    """Appends a task's fresh (or warm-started) prompts, head and state."""
+  def _make(self, function: Callable[..., Tree], *inputs: Any, abstract: bool) -> Tree:
+    """A tree, by one compile instead of one per initialiser; or its shapes."""
+    if abstract:
+      return jax.eval_shape(function, *inputs)
+    return backend.jit(function, self.config.compile_effort)(*inputs)
+
+  def add_task(self, params: Tree, state: Tree, name: str, *, abstract: bool = False) -> tuple[Tree, Tree]:
+    """Appends a task's fresh (or warm-started) prompts, head and state; abstract as in `init`."""
     task, names = self.tasks[name], list(params["tasks"])
     previous = params["tasks"][names[-1]]["prompts"] if names else None
 
     def fresh(rng_prompts: jax.Array, rng_head: jax.Array, previous: Tree | None) -> Tree:
       return {"prompts": self.method.init_task(rng_prompts, task, previous), "head": self.method.init_head(rng_head, task)}
 
-    # one compile instead of one per initialiser
-    tree = backend.jit(fresh, self.config.compile_effort)(self.key("prompts", name), self.key("head", name), previous)
+    tree = self._make(fresh, self.key("prompts", name), self.key("head", name), previous, abstract=abstract)
     params = {**params, "tasks": {**params["tasks"], name: tree}}
-    return params, {**state, "tasks": {**state["tasks"], name: task.init_state()}}
-
-
-def problems(config: ConfigDict, *, needs_data: bool = True) -> list[str]:
-  """Everything that is wrong or missing, one line each; empty when a run can start."""
-  found = []
-  for field, value in (
-    ("task_id", config.task_id),
-    ("on_nonfinite", config.on_nonfinite),
-    ("encoder_dtype", config.encoder_dtype),
-    ("compat", config.method.compat),
-    ("on_bad_clip", config.data.on_bad_clip),
-    ("evaluation_split", config.data.evaluation_split),
-  ):
-    if value not in CHOICES[field]:
-      found.append(f"{field}={value!r} is not one of {', '.join(CHOICES[field])}")
-  if config.method.name not in METHODS:
-    found.append(f"unknown method {config.method.name!r}; known: {', '.join(sorted(METHODS))}")
-  names = list(config.tasks)
-  if unknown := [name for name in names if name not in TASKS]:
-    found.append(f"unknown tasks {', '.join(unknown)}; known: {', '.join(TASKS)}")
-  if not names or len(set(names)) < len(names):
-    found.append("tasks must name at least one task, each once")
-  for modality, encoder in config.encoders.items():
-    if encoder.name not in ENCODERS:
-      found.append(f"unknown encoder {encoder.name!r} for {modality}; known: {', '.join(sorted(ENCODERS))}")
-    elif missing := pretrained.missing_weights(encoder.name, encoder.weights):
-      found.append(missing)
-  for field in ("batch_size", "eval_batch_size"):
-    found += filter(None, [sharding.check_batch_size(config[field], jax.device_count(), field)])
-  if config.num_epochs < 1:
-    found.append(f"num_epochs={config.num_epochs} must be at least 1")
-  if config.compile_effort not in range(4):
-    found.append(f"compile_effort={config.compile_effort} is not 0, 1, 2 or 3")
-  if needs_data and not config.data.toybox:
-    found += _data_problems(config, names)
-  return found
-
-
-def _data_problems(config: ConfigDict, names: list[str]) -> list[str]:
-  """What is missing of the datasets."""
-  if not config.data.root:
-    return [
-      "data.root is empty: set --config.data.root=DIR to the folder that holds the benchmarks "
-      "(or run the embedded default, --config=....py:toybox)"
-    ]
-  found = []
-  for name in (n for n in names if n in TASKS):
-    try:
-      DATASETS[TASKS[name][1]](config.data.root)
-    except DataError as error:
-      found.append(str(error))
-  return found
+    fresh_state = {"head": task.init_state(), "method": self.method.init_task_state(task)}
+    return params, {**state, "tasks": {**state["tasks"], name: fresh_state}}
 
 
 def data_root(config: ConfigDict, progress: Any = None) -> pathlib.Path:
   """The folder of the benchmarks; composes the toybox there when the config asks for it."""
   if not config.data.toybox:
     return pathlib.Path(config.data.root).expanduser()
-  root = pathlib.Path(config.data.root or f"~/.cache/phpjax/toybox-{config.data.toybox}-{config.data.toybox_seed}").expanduser()
-  sizes = {"default": compose.DEFAULT_SIZES, "tiny": compose.TINY_SIZES}[config.data.toybox]
-  return compose.compose(root, seed=config.data.toybox_seed, sizes=sizes, progress=progress)
+  sizes, seed = compose.SIZES[config.data.toybox], config.data.toybox_seed
+  # The version stands in the name: another checkout must not replace the clips under a running job.
+  cached = f"~/.cache/phpjax/toybox-{config.data.toybox}-{seed}-{compose.version()[:8]}"
+  return compose.compose(pathlib.Path(config.data.root or cached).expanduser(), seed=seed, sizes=sizes, progress=progress)
 
 
 def open_datasets(config: ConfigDict, progress: Any = None) -> dict[str, Dataset]:
@@ -163,8 +109,20 @@ def open_datasets(config: ConfigDict, progress: Any = None) -> dict[str, Dataset
   try:
     root = data_root(config, progress)
     return {name: DATASETS[TASKS[name][1]](root) for name in config.tasks}
-  except DataError as error:
+  except (DataError, OSError) as error:
     raise UserError(str(error)) from error
+
+
+def data_identity(config: ConfigDict, datasets: dict[str, Dataset], infos: dict[str, TaskInfo]) -> dict[str, str]:
+  """What the data is, without reading media: {"ave classes": digest, "ave train": count and digest of the ids, ...}."""
+  digest = lambda value: hashlib.sha256(repr(value).encode()).hexdigest()[:12]
+  identity = {"toybox": f"version {compose.version()[:12]}"} if config.data.toybox else {}
+  for name, dataset in datasets.items():
+    identity[f"{name} classes"] = digest(infos[name])
+    for split in dataset.splits():
+      ids = [record.id for record in dataset.records(split)]
+      identity[f"{name} {split}"] = f"{len(ids)} rows, {digest(ids)}"
+  return identity
 
 
 def describe(name: str, dataset: Dataset) -> TaskInfo:
@@ -181,18 +139,18 @@ def build(config: ConfigDict, infos: dict[str, TaskInfo]) -> Experiment:
       m: pretrained.load(e.name, e.weights, modality=m, dtype=backend.encoder_dtype(config.encoder_dtype), seed=config.seed)
       for m, e in config.encoders.items()
     }
-    backbone = Backbone(
-      **{
-        m: Sizes(e.module.width, e.module.num_tokens, e.module.num_heads, e.module.depth, e.module.embed_dim)
-        for m, e in encoders.items()
-      }
-    )
-    options = {k: v for k, v in config.method.items() if k not in ("name", "compat")}
-    method = make_method(config.method.name, backbone, **options)
+    method = method_of(config, {m: e.module for m, e in encoders.items()})
     tasks = {name: make_task(info, encoders) for name, info in infos.items()}
   except (ValueError, OSError) as error:
     raise UserError(str(error)) from error
   return Experiment(config, encoders, method, tasks, infos)
+
+
+def method_of(config: ConfigDict, modules: Tree) -> Method:
+  """The method for these encoders {modality: module}; raises ValueError for options that do not fit them."""
+  sizes = {m: Sizes(e.width, e.num_tokens, e.num_heads, e.depth, e.embed_dim) for m, e in modules.items()}
+  options = {k: v for k, v in config.method.items() if k not in ("name", "compat")}
+  return make_method(config.method.name, Backbone(**sizes), **options)
 
 
 def make_task(info: TaskInfo, encoders: dict[str, pretrained.Pretrained]) -> Task:

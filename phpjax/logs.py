@@ -51,7 +51,7 @@ class MetricsLog:
       loss: what was minimised, a sum of `losses`.
       losses: its parts by name.
       lr: learning rate, or one per label of the optimizer (shared, prompts, head).
-      examples_per_s: examples per second since the last logged step, over all devices.
+      examples_per_s: examples per second since the last reported step, logged or not, over all devices.
       data_wait_s: seconds that the step waited for its batch.
     """
     if self._file is None:

@@ -13,9 +13,9 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from phpjax import cli, experiment, results, run, train
+from phpjax import checks, cli, experiment, results, run, train
 from phpjax.errors import UserError
 
 EXIT_STOPPED = 42
@@ -43,9 +43,9 @@ def main(argv: list[str]) -> None:
   if _CONFIG.value is None:
     raise UserError("--config is missing: for example --config=configs/php_avqa.py:toybox")
   cli.use_compile_cache()
-  config = open_config()
+  config = cli.open_config(_CONFIG)
   needs_workdir = _MODE.value != "dry_run"
-  found = experiment.problems(config) + (["--workdir is missing"] if needs_workdir and not _WORKDIR.value else [])
+  found = checks.problems(config) + (["--workdir is missing"] if needs_workdir and not _WORKDIR.value else [])
   if found:
     raise UserError("; ".join(found))
   if _MODE.value == "dry_run":
@@ -54,14 +54,6 @@ def main(argv: list[str]) -> None:
     return
   folder = pathlib.Path(_WORKDIR.value).expanduser()
   {"train": train.train_and_evaluate, "evaluate": train.evaluate_again}[_MODE.value](config, folder)
-
-
-def open_config() -> ConfigDict:
-  """The config of --config; raises UserError when its file cannot be read (the flag fails only when it is used)."""
-  try:
-    return ConfigDict(_CONFIG.value.to_dict()).lock()
-  except OSError as error:
-    raise UserError(f"cannot read the config file of --config ({str(error).splitlines()[-1].strip()})") from error
 
 
 def run_cli() -> int:

@@ -45,7 +45,7 @@ def forward(
   streams = {m: module.positions(streams[m]) if hasattr(module, "positions") else streams[m] for m, module in modules.items()}
   context = method.start(task, trainable, frozen, state, past, streams, query=query, rng=rng, train=train)
   streams = method.adapt(context, "stem", 0, streams)
-  layers = layer_map(modules)
+  layers = layer_map(counted(encoders, batch))
   for step in range(len(next(iter(layers.values())))):
     for m, module in modules.items():
       streams[m] = _finish_early_layers(module, layers[m], step, streams[m])
@@ -56,7 +56,15 @@ def forward(
     streams = method.adapt(context, "attention", step, streams)
     streams = {m: module.mlp(layers[m][step] - 1, streams[m]) for m, module in modules.items()}
     streams = method.adapt(context, "mlp", step, streams)
-  return {m: module.pool(streams[m]) for m, module in modules.items()}, context, state
+  features = {m: module.pool(streams[m]) for m, module in modules.items()}
+  return features, context, context.get("state", state)  # a method that keeps statistics puts the new ones there
+
+
+def counted(encoders: Tree, batch: Tree) -> Tree:
+  """The encoders by whose depths steps are numbered: vision and audio even where the batch lacks one of them, so that one
+  tower alone keeps its step numbers; text only where the batch holds it."""
+  towers = encoders.keys() - {"text"}
+  return {m: e for m, e in encoders.items() if m in batch or (m in towers and towers & batch.keys())}
 
 
 def layer_map(modules: Tree) -> dict[str, tuple[int, ...]]:

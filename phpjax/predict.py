@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.sharding import AxisType
@@ -30,6 +29,7 @@ from data_pipelines import DATASETS, DataError, Media, MediaError, transforms
 from data_pipelines import media as media_lib
 from data_pipelines.music_avqa import QUESTION_LENGTH, question_words
 from phpjax import checkpoint, cli, experiment, optimizer, partition, results, sharding, workdir
+from phpjax.encoders import unit
 from phpjax.errors import UserError
 from phpjax.predictions import PREDICTIONS, Prediction
 from phpjax.steps import Steps
@@ -114,13 +114,9 @@ def _fill(built: experiment.Experiment, learned: Sequence[str], items: Tree, fol
   Raises UserError when the stored paths or shapes are not those of this code.
   """
 
-  def begin() -> tuple[Tree, Tree]:
-    params, state = built.init()
-    for name in learned:
-      params, state = built.add_task(params, state, name)
-    return params, state
-
-  params, state = jax.eval_shape(begin)
+  params, state = built.init(abstract=True)
+  for name in learned:
+    params, state = built.add_task(params, state, name, abstract=True)
   wanted = {"shared": params["shared"], "state": state, **{f"task_{name}": params["tasks"][name] for name in learned}}
   filled = {}
   for name, tree in wanted.items():
@@ -207,7 +203,7 @@ class Predictor:
 
   def encode_image(self, images: Path | np.ndarray | Sequence[Path | np.ndarray]) -> np.ndarray:
     """Pictures (files, or uint8 [H, W, 3]) -> unit features in the joint space, float32 [E] for one, [N, E] for several."""
-    one = isinstance(images, str | os.PathLike) or np.ndim(images) == 3
+    one = isinstance(images, str | os.PathLike) or (isinstance(images, np.ndarray) and images.ndim == 3)
     rows = [self._picture(image) for image in ([images] if one else images)]
     features = self._features("visual", rows)
     return features[0] if one else features
@@ -257,7 +253,7 @@ class Predictor:
     """[N, ...] -> unit pooled features of the plain encoder, float32 [N, E], in chunks of one shape."""
     if modality not in self._encode:
       module = self._experiment.encoders[modality].module
-      self._encode[modality] = jax.jit(lambda params, x: _unit(module.apply({"params": params}, x).pooled.astype(jnp.float32)))
+      self._encode[modality] = jax.jit(lambda params, x: unit(module.apply({"params": params}, x).pooled))
     rows, parts = np.stack(list(rows)), []
     size = 1 if len(rows) == 1 else CHUNK
     for start in range(0, len(rows), size):
@@ -265,10 +261,6 @@ class Predictor:
       padded = np.pad(part, [(0, size - len(part))] + [(0, 0)] * (part.ndim - 1))
       parts.append(np.asarray(self._encode[modality](self.params["encoders"][modality], padded))[: len(part)])
     return np.concatenate(parts)
-
-
-def _unit(x: jax.Array) -> jax.Array:
-  return x / jnp.linalg.norm(x, axis=-1, keepdims=True).clip(1e-6)
 
 
 def _user(read: Callable[[], Any]) -> Any:

@@ -330,7 +330,7 @@ _OUT = flags.DEFINE_string("out", "runs/nano", "Folder for the encoder folders."
 def main(argv: list[str]) -> None:
   """Command line."""
   del argv
-  result = pretrain(_CONFIG.value, pathlib.Path(_OUT.value))
+  result = pretrain(cli.open_config(_CONFIG), pathlib.Path(_OUT.value).expanduser())
   for name, value in result.items():
     print(f"{name:28s} {value:.3f}")
 

@@ -110,20 +110,21 @@ class Progress:
       self._line(f"evaluate {name}: {done}/{total}")
 
   def matrix(self, tasks: Sequence[str], matrix: Sequence[Sequence[float | None]],
-             metric_names: Mapping[str, str]) -> None:
+             metric_names: Mapping[str, str], title: str = "accuracy matrix, percent") -> None:
     """Prints the accuracy matrix.
 
     Args:
       tasks: names, in order.
       matrix: a row per task learned so far: scores in [0, 1] on the tasks up to it, None or nothing after.
       metric_names: the score that each task's column shows.
+      title: stands above it.
     """
     header, cells = matrix_cells(tasks, matrix, metric_names)
     if not self._live:
-      for line in plain_table(header, cells):
+      for line in (title, *plain_table(header, cells)):
         self._line(line)
       return
-    table = Table(title="accuracy matrix, percent", title_justify="left")
+    table = Table(title=title, title_justify="left")
     for column, name in enumerate(header):
       table.add_column(name.replace(" (", "\n("), justify="right" if column else "left")
     for row, line in enumerate(cells):

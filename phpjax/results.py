@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+import pathlib
 import platform
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from data_pipelines import loader
+from data_pipelines import DataError, loader
+from data_pipelines.views import Picked
 from phpjax import figures, partition, scoring, workdir
-from phpjax.metrics import avs, avvp, continual
+from phpjax.metrics import avs, avvp, continual, rows
 
 Tree = dict[str, Any]
-PACKAGES = ("phpjax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
+EXAMPLE_FIGURES = {"ave": "ave_timelines", "avvp": "avvp_timelines", "avs": "avs_overlays", "avqa": "avqa_examples"}
 FIGURE_ROWS = {"ave": 3, "avvp": 3, "avs": 2, "avqa": 3}
+MASKS = ("label", "label_mask")
 
 
 def finish(run: Any) -> Tree:
   """Writes results.json and the figures of a run whose tasks are all learned."""
   final = assemble(run)
   draw(run, final)
-  workdir.write_json(run.folder / workdir.RESULTS, final)  # last: it says that the run is finished
+  path = run.folder / workdir.RESULTS
+  workdir.write_json(path, final)  # last: it says that the run is finished
+  if left_out := sum(len(clips) for splits in final["data"]["bad_clips"].values() for clips in splits.values()):
+    run.progress.note(f"{left_out} clips could not be read and were left out: see data.bad_clips in {path}")
   run.progress.note(
-    f"mean accuracy {final['mean_accuracy']:.3f}, forgetting {final['forgetting']:.3f}; "
-    f"see {run.folder / workdir.RESULTS} and {run.folder / 'figures'}"
+    f"mean accuracy {final['mean_accuracy']:.3f}, forgetting {final['forgetting']:.3f}; see {path} and {run.folder / 'figures'}"
   )
   return final
 
@@ -72,11 +79,45 @@ def trivial_scores(run: Any, name: str) -> tuple[str, dict[str, float]]:
 
 
 def labels_of(run: Any, name: str, split: str) -> list[Tree]:
-  """The label arrays of a split; masks are media, all other labels are read without touching any."""
+  """The label arrays of the rows of a split that were not left out; masks are media, other labels are read without any."""
   if name == "avs":
-    source = run.source(name, split)
-    return [source[i] for i in range(len(source))]
-  return [run.datasets[name].labels(record) for record in run.datasets[name].records(split)]
+    batches = read(run, Picked(run.source(name, split), MASKS), f"{name} {split} (trivial predictor)")
+    labels = [{k: batch[k][i] for k in MASKS} for batch in batches for i in np.flatnonzero(batch["mask"])]
+  else:
+    open_all(run, name, split)
+    source = run.source(name, split).rows
+    labels = [run.datasets[name].labels(record) for record in source.records if not source.reason(record)]
+  if not labels:
+    raise DataError(f"no clip of {name} {split} can be read: --config.data.on_bad_clip=error says why")
+  return labels
+
+
+def bad_clips(run: Any, name: str, split: str) -> list[str]:
+  """The clips of a split that cannot be read and were left out, sorted."""
+  open_all(run, name, split)
+  source = run.source(name, split).rows
+  return sorted({record.clip for record in source.records if source.reason(record)})
+
+
+def open_all(run: Any, name: str, split: str) -> None:
+  """Opens the clips of a split that this process has not opened yet, where bad ones are left out.
+
+  There are none, but for a run that was continued or has several processes: each knows only of the clips it read.
+  """
+  source = run.source(name, split).rows
+  if source.on_bad_clip == "skip" and (unopened := source.unopened()):
+    for _ in read(run, Picked(source, (), unopened), f"{name} {split} (search for bad clips)"):
+      pass
+
+
+def read(run: Any, source: loader.RandomAccess, title: str) -> Iterator[Tree]:
+  """All batches of a source in its order, the same in every process, decoded by threads and with progress."""
+  size = run.config.eval_batch_size
+  batches = loader.batches(source, batch_size=size, seed=0, shuffle=False, num_threads=run.config.data.num_threads)
+  total = loader.num_batches(source, size)
+  for done, batch in enumerate(batches, start=1):
+    yield batch
+    run.progress.evaluation(title, done, total)
 
 
 def parameters(experiment: Any, params: Tree) -> Tree:
@@ -88,15 +129,17 @@ def parameters(experiment: Any, params: Tree) -> Tree:
 
 
 def data_summary(run: Any) -> Tree:
-  """Counts and missing clips per split, and which split chose the model."""
+  """Counts, missing and left out clips per split, and which split chose the model."""
   config = run.config.data
   counts = {name: {split: len(data.records(split)) for split in data.splits()} for name, data in run.datasets.items()}
   coverage = {name: {split: data.coverage(split) for split in data.splits()} for name, data in run.datasets.items()}
   missing = {name: {split: len(c["missing"]) for split, c in splits.items()} for name, splits in coverage.items()}
+  used = {name: [s for s in ("train", *run.evaluation_splits) if s in data.splits()] for name, data in run.datasets.items()}
   return {
     "name": f"toybox-{config.toybox}" if config.toybox else "user",
     "counts": counts,
     "missing_clips": missing,
+    "bad_clips": {name: {split: bad_clips(run, name, split) for split in splits} for name, splits in used.items()},
     "evaluation_split": config.evaluation_split,
     "model_selection": "none: the last epoch",
   }
@@ -108,20 +151,28 @@ def weights(experiment: Any) -> Tree:
 
 
 def versions() -> Tree:
-  """Python, the platform, the devices and the packages that decide numbers."""
-  found = {name: importlib.metadata.version(name) for name in PACKAGES}
+  """Python, the platform, the devices and the packages that decide numbers; None for a package that is not installed."""
   return {
     "python": platform.python_version(),
     "platform": platform.platform(),
     "backend": jax.default_backend(),
     "devices": jax.device_count(),
-    **found,
+    "phpjax": sys.modules[__package__].__version__,  # a clone that runs in place is not installed
+    **{name: version(name) for name in PACKAGES},
   }
 
 
+def version(package: str) -> str | None:
+  """The installed version of a package."""
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
 def peak_memory_bytes() -> int:
-  """Largest resident size of this process so far."""
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  """Largest resident size so far, of this process or of one that composed clips for it."""
+  peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
   return peak if sys.platform == "darwin" else peak * 1024
 
 
@@ -129,29 +180,42 @@ def peak_memory_bytes() -> int:
 
 
 def draw(run: Any, final: Tree) -> None:
-  """figures/*.png: the matrix, the curves, and examples of every task under the final parameters."""
-  folder = run.folder / "figures"
-  figures.accuracy_matrix(final, folder / "accuracy_matrix.png")
-  figures.score_over_tasks(final, folder / "score_over_tasks.png")
-  for name in run.names:
-    rows = examples(run, name, FIGURE_ROWS[name])
-    info = run.experiment.infos[name]
-    if name == "ave":
-      figures.ave_timelines([ave_example(row) for row in rows], info.classes[:-1], folder / "ave_timelines.png")
-    elif name == "avvp":
-      figures.avvp_timelines([avvp_example(row) for row in rows], info.classes, folder / "avvp_timelines.png")
-    elif name == "avs":
-      figures.avs_overlays([avs_example(row) for row in rows], folder / "avs_overlays.png")
-    elif name == "avqa":
-      figures.avqa_examples([avqa_example(row, run) for row in rows], folder / "avqa_examples.png")
+  """figures/*.png: the matrix, the curves, and examples of every task under the final parameters.
+
+  What goes wrong with a figure is told in one line: a run of hours must not lose its results to a picture.
+  """
+  drawings: dict[str, Callable[[pathlib.Path], Any]] = {
+    "accuracy_matrix": lambda path: figures.accuracy_matrix(final, path),
+    "score_over_tasks": lambda path: figures.score_over_tasks(final, path),
+    **{EXAMPLE_FIGURES[name]: functools.partial(draw_examples, run, name) for name in run.names},
+  }
+  for name, make in drawings.items():
+    try:
+      make(run.folder / "figures" / f"{name}.png")
+    except Exception as error:
+      run.progress.note(f"figure {name} is not drawn: {type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def draw_examples(run: Any, name: str, path: pathlib.Path) -> None:
+  """Examples of a task, truth beside prediction."""
+  shown, info = examples(run, name, FIGURE_ROWS[name]), run.experiment.infos[name]
+  if name == "ave":
+    figures.ave_timelines([ave_example(row) for row in shown], info.classes[:-1], path)
+  elif name == "avvp":
+    figures.avvp_timelines([avvp_example(row) for row in shown], info.classes, path)
+  elif name == "avs":
+    figures.avs_overlays([avs_example(row) for row in shown], path)
+  elif name == "avqa":
+    figures.avqa_examples([avqa_example(row, run) for row in shown], path)
 
 
 def examples(run: Any, name: str, count: int) -> list[Tree]:
-  """Clips spread over the split of the matrix, with the final prediction under "outputs"."""
-  source = run.source(name, run.evaluation_splits[0])
-  chosen = [source[int(i)] for i in np.unique(np.linspace(0, len(source) - 1, count).round())]
-  [batch] = list(loader.batches(chosen, batch_size=run.config.eval_batch_size, seed=0, shuffle=False, num_threads=0))
-  outputs = jax.device_get(run.predictor(name)(batch))
+  """Clips spread over the split of the matrix, with the final prediction under "outputs"; bad ones are left out."""
+  source, predict = run.source(name, run.evaluation_splits[0]), run.predictor(name)
+  spread = (source[int(i)] for i in np.unique(np.linspace(0, len(source) - 1, count).round()))
+  chosen = [example for example in spread if example["mask"]]
+  batches = loader.batches(chosen, batch_size=run.config.eval_batch_size, seed=0, shuffle=False, num_threads=0)
+  outputs = rows.join([jax.device_get(predict(batch)) for batch in batches])
   return [{**row, "outputs": {k: v[i] for k, v in outputs.items()}} for i, row in enumerate(chosen)]
 
 
@@ -213,8 +277,7 @@ def dry_run(run: Any, begin: Callable[[Any, str], None]) -> str:
     live, _ = partition.split(run.params, name, experiment.method.uses(experiment.tasks[name]))
     shared, own = partition.count(live["shared"]), partition.count(live["task"])
     lines.append(f"  {name:20s}{frozen:14,d}{shared:12,d}{own:14,d}{(shared + own) / (frozen + shared + own):12.2%}")
-    plan = run.lower_train(name).compile().memory_analysis()
-    planned[name] = plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
+    planned[name] = planned_bytes(run.lower_train(name).compile())
   largest = max(planned, key=planned.get)
   lines += [
     "",
@@ -222,3 +285,10 @@ def dry_run(run: Any, begin: Callable[[Any, str], None]) -> str:
     f"{partition.num_bytes(run.params['encoders']) / 2**30:.2f} GiB; batch_size {run.config.batch_size}",
   ]
   return "\n".join(lines)
+
+
+def planned_bytes(compiled: jax.stages.Compiled) -> int:
+  """What the compiler plans to hold at once; donated buffers stand among the arguments and again among the outputs."""
+  plan = compiled.memory_analysis()
+  held = plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes
+  return held - plan.alias_size_in_bytes

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from data_pipelines import DataError, Dataset, loader
 from data_pipelines.base import ClipCache
 from data_pipelines.views import GroupedQuestions, LabelledSeconds
-from phpjax import checkpoint, experiment, optimizer, partition, results, sharding, workdir
+from phpjax import checkpoint, checks, experiment, optimizer, partition, results, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
 from phpjax.progress import Progress
@@ -58,6 +58,7 @@ class Run:
   progress: Progress
   params: Tree
   state: Tree
+  data_identity: dict[str, str]
   live: Live | None = None
   position: Position = dataclasses.field(default_factory=Position)
   history: Tree = dataclasses.field(default_factory=lambda: {"matrix": [], "unseen": [], "per_task": [], "skipped": 0})
@@ -109,8 +110,8 @@ class Run:
     )
 
   def num_epochs(self, name: str) -> int:
-    """Epochs of a task: `num_epochs`, unless `epochs_of` says otherwise."""
-    return self.config.epochs_of.get(name, 0) or self.config.num_epochs
+    """Epochs of a task: `num_epochs` times the task's `epoch_factor`."""
+    return self.config.num_epochs * self.config.epoch_factor.get(name, 1)
 
   def seconds(self, name: str) -> int:
     """Seconds per training clip that run through the encoders: what a step of this task costs."""
@@ -121,6 +122,10 @@ class Run:
     return loader.num_batches(
       self.source(name, split), self.config.batch_size if split == "train" else self.config.eval_batch_size
     )
+
+  def done_steps(self) -> int:
+    """Steps of the current task that are done."""
+    return self.position.epoch * self.num_batches(self.names[self.position.task]) + self.position.batch
 
   def parts(self, name: str) -> tuple[Tree, Tree]:
     """(trainable, frozen) of a task."""
@@ -140,10 +145,22 @@ class Run:
   def predictor(self, name: str) -> Callable[[Tree], Tree]:
     """batch -> the task's scores, with the task's stored prompts and the shared parameters of now."""
     task, (trainable, frozen) = self.experiment.tasks[name], self.parts(name)
-    state = {"shared": self.state["shared"], "task": self.state["tasks"][name]}
+    state = self.state_of(name)
     keys = tuple(k for k in task.device_keys if not k.startswith("label"))
     inputs = (self.past(name), self.constants(name))
     return lambda batch: self.steps.predict(task, trainable, state, frozen, *inputs, sharding.put_batch(batch, self.mesh, keys))
+
+  def features(self, name: str, prompted: bool) -> Iterator[tuple[Tree, Tree]]:
+    """({modality: Features}, batch) over a task's training clips in their order, evaluation mode."""
+    task, (trainable, frozen), past = self.experiment.tasks[name], self.parts(name), self.past(name)
+    keys = ("visual", "audio", "mask")
+    for batch in self.batches(name, "train", batch_size=self.config.eval_batch_size, shuffle=False):
+      rows = sharding.put_batch(batch, self.mesh, keys)
+      yield self.steps.encode(task, prompted, trainable, self.state_of(name), frozen, past, rows), batch
+
+  def state_of(self, name: str) -> Tree:
+    """What a task reads of the state."""
+    return {"shared": self.state["shared"], "task": self.state["tasks"][name]}
 
   def train_inputs(self, name: str) -> tuple[Tree, Tree | None, Tree]:
     """(frozen, past, constants) of a task's training step."""
@@ -182,6 +199,7 @@ class Run:
       "position": {**dataclasses.asdict(self.position), "seconds": seconds},
       "history": self.history,
       "infos": infos,
+      "data": self.data_identity,
       "learned": list(self.params["tasks"]),
       "live": self.live is not None,
       "config": workdir.plain(self.config),
@@ -193,22 +211,26 @@ class Run:
 @contextlib.contextmanager
 def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
   """Builds everything and closes it again; without a folder nothing is written (dry run)."""
-  mesh = sharding.make_mesh(tuple(config.mesh))
+  mesh, started = sharding.make_mesh(tuple(config.mesh)), time.monotonic()
   if folder is not None and (folder / workdir.CONFIG).is_file():
     workdir.claim(folder, config)  # before anything slow
   with Progress(primary=jax.process_index() == 0) as progress:
     datasets = experiment.open_datasets(config, lambda done, total: progress.evaluation("composing the toybox", done, total))
-    built = experiment.build(config, {name: experiment.describe(name, data) for name, data in datasets.items()})
+    if found := checks.unusable(datasets, config.data.evaluation_split):
+      raise UserError("; ".join(found))
+    infos = {name: experiment.describe(name, data) for name, data in datasets.items()}
+    built, identity = experiment.build(config, infos), experiment.data_identity(config, datasets, infos)
     checkpoints = None
     if folder is not None:
       workdir.claim(folder, config)
       checkpoints = checkpoint.Checkpoints(folder)
-    mute = MetricsLog("", resume_step=0, primary=False)  # `restore` opens the real one: it knows which steps count
+    mute = MetricsLog("", resume_step=0, primary=False)  # training opens the real one: it knows which steps count
     params, state = built.init()
     params = {k: sharding.put_replicated(v, mesh) for k, v in params.items()}
     steps = Steps(built.modules, built.method, optimizer.settings(config.opt), mesh, compile_effort=config.compile_effort)
     clips = ClipCache(int(config.data.cache_gb * 1e9))
-    run = Run(built, datasets, steps, mesh, folder, checkpoints, mute, progress, params, state, clips=clips)
+    parts = (built, datasets, steps, mesh, folder, checkpoints, mute, progress, params, state, identity)
+    run = Run(*parts, clips=clips, started=started)
     try:
       yield run
     except DataError as error:
@@ -232,6 +254,11 @@ def restore(run: Run) -> bool:
         f"--workdir={run.folder} was trained with other encoder weights ({meta['weights']}, now {now}): "
         "point encoders.*.weights to the old files or take another --workdir"
       )
+    if changed := sorted(k for k in meta["data"].keys() | run.data_identity if meta["data"].get(k) != run.data_identity.get(k)):
+      raise UserError(
+        f"--workdir={run.folder} was trained on other data ({', '.join(changed[:4])} differ): point data.root to the old "
+        "files or take another --workdir"
+      )
     run.position, run.history = Position(**meta["position"]), meta["history"]
     for name in meta["learned"]:
       add_task(run, name)
@@ -249,9 +276,7 @@ def restore(run: Run) -> bool:
 
   if not run.config.resume and run.checkpoints.steps():
     raise UserError(f"--workdir={run.folder} holds checkpoints and resume=False: take another --workdir")
-  found = bool(checkpoint.newest_good(run.checkpoints, open_step))
-  run.log = MetricsLog(run.folder, resume_step=run.position.step, primary=jax.process_index() == 0)
-  return found
+  return bool(checkpoint.newest_good(run.checkpoints, open_step))
 
 
 def return_freed_memory() -> None:
@@ -274,7 +299,7 @@ def begin(run: Run, name: str) -> None:
     add_task(run, name)
   trainable, _ = run.parts(name)
   run.live = Live(
-    trainable, run.steps.init_optimizer(trainable), {"shared": run.state["shared"], "task": run.state["tasks"][name]}
+    trainable, run.steps.init_optimizer(trainable), run.state_of(name)
   )
 
 

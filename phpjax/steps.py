@@ -25,7 +25,7 @@ class Live:
   Attributes:
     trainable: {"shared", "task": {"prompts", "head"}}.
     opt_state: of the trainable leaves only.
-    state: {"shared", "task"}, what changes without a gradient.
+    state: {"shared", "task": {"head", "method"}}, what changes without a gradient.
   """
 
   trainable: Tree
@@ -48,6 +48,7 @@ class Steps:
     # Without out_shardings the first step's outputs could lie elsewhere than its inputs: a second compile.
     self.train = jit(self._train, static_argnums=0, donate_argnums=1, out_shardings=whole)
     self.predict = jit(self._predict, static_argnums=0, out_shardings=rows)
+    self.encode = jit(self._encode, static_argnums=(0, 1), out_shardings=rows)
     self.init_optimizer = jit(self.tx.init, out_shardings=whole)
 
   def _run(
@@ -69,10 +70,10 @@ class Steps:
       self.modules, self.method, task, trainable, frozen, state, past, batch, rng=rng_forward, train=train
     )
     classes = self.method.class_features(self.modules, trainable, frozen, constants)
-    outputs, task_state = self.method.predict(
-      task, trainable, frozen, state["task"], features, context, classes, batch, rng=rng_head, train=train
+    outputs, head_state = self.method.predict(
+      task, trainable, frozen, state["task"]["head"], features, context, classes, batch, rng=rng_head, train=train
     )
-    return outputs, features, context, {**state, "task": task_state}
+    return outputs, features, context, {**state, "task": {**state["task"], "head": head_state}}
 
   def _train(
     self, task: Any, live: Live, frozen: Tree, past: Tree | None, constants: Tree, batch: Tree, rng: jax.Array, lr_scale: Tree
@@ -110,3 +111,11 @@ class Steps:
     self.traces["predict", task.kind] += 1
     outputs, _, _, _ = self._run(task, trainable, state, frozen, past, constants, batch, rng=None, train=False)
     return task.scores(outputs)
+
+  def _encode(
+    self, task: Any, prompted: bool, trainable: Tree, state: Tree, frozen: Tree, past: Tree | None, batch: Tree
+  ) -> Tree:
+    """Evaluation mode -> {modality: Features}, with the task's prompts or with none."""
+    self.traces["encode", task.kind] += 1
+    method = self.method if prompted else self.method.empty()
+    return model.forward(self.modules, method, task, trainable, frozen, state, past, batch, rng=None, train=False)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 import time
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from data_pipelines import DataError
 from phpjax import evaluate, optimizer, results, scoring, sharding, workdir
 from phpjax.errors import UserError
+from phpjax.logs import MetricsLog
 from phpjax.run import Run, Stopped, begin, open_run, restore, return_freed_memory, stop_on_signal
 
 Tree = dict[str, Any]
@@ -20,7 +23,9 @@ Tree = dict[str, Any]
 def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
   """Runs, or continues, the whole sequence; returns results.json's content. Raises UserError and Stopped."""
   with open_run(config, folder) as run, stop_on_signal(run):
-    if restore(run):
+    found = restore(run)
+    run.log = MetricsLog(run.folder, resume_step=run.position.step, primary=jax.process_index() == 0)
+    if found:
       if run.position.task == len(run.names) and (folder / workdir.RESULTS).is_file():
         run.progress.note(
           f"--workdir={folder} is finished: see {folder / workdir.RESULTS}, or evaluate it again (--mode=evaluate)"
@@ -28,8 +33,9 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
         return workdir.read_json(folder / workdir.RESULTS)
       at = run.position
       run.progress.note(f"continuing at task {at.task + 1}/{len(run.names)}, epoch {at.epoch + 1}, step {at.step + 1}")
-    costs = [run.num_batches(name) * run.num_epochs(name) * run.seconds(name) for name in run.names]
-    run.progress.start(sum(costs), sum(costs[: run.position.task]))
+    at, costs = run.position, [run.num_batches(name) * run.num_epochs(name) * run.seconds(name) for name in run.names]
+    begun = run.done_steps() * run.seconds(run.names[at.task]) if run.live else 0
+    run.progress.start(sum(costs), sum(costs[: at.task]) + begun)
     for index in range(run.position.task, len(run.names)):
       learn(run, index)
       evaluate_seen(run, index)
@@ -49,7 +55,9 @@ def evaluate_again(config: ConfigDict, folder: pathlib.Path) -> Tree:
       raise UserError(f"--workdir={folder} has no learned task to evaluate: train first (--mode=train)")
     run.history = {**run.history, "per_task": []}
     evaluate_seen(run, learned - 1)
-    workdir.write_json(folder / "evaluation.json", {"tasks": run.names[:learned], "per_task": run.history["per_task"]})
+    stopped_in = None if run.live is None else {"task": run.names[learned], "step": run.position.step}
+    found = {"tasks": run.names[:learned], "stopped_in": stopped_in, "per_task": run.history["per_task"]}
+    workdir.write_json(folder / "evaluation.json", found)
     return run.history
 
 
@@ -59,12 +67,16 @@ def learn(run: Run, index: int) -> None:
   if run.live is None:
     begin(run, name)
   per_epoch, num_epochs, position = run.num_batches(name), run.num_epochs(name), run.position
-  done = position.epoch * per_epoch + position.batch
-  run.progress.task(name, index, len(run.names), per_epoch * num_epochs, done, cost=run.seconds(name))
+  run.progress.task(name, index, len(run.names), per_epoch * num_epochs, run.done_steps(), cost=run.seconds(name))
   inputs = run.train_inputs(name)
   for epoch in range(position.epoch, num_epochs):
     scale = optimizer.lr_scale(epoch, num_epochs, config.opt.min_scale, config.opt.later_shared_scale if index else 1.0)
-    train_epoch(run, name, epoch, inputs, scale)
+    try:
+      train_epoch(run, name, epoch, inputs, scale)
+    except DataError:  # a clip that cannot be read: the steps before it are not lost
+      run.save()
+      run.checkpoints.wait()
+      raise
     if not run.stop:
       run.position = dataclasses.replace(run.position, epoch=epoch + 1, batch=0)
     run.save()
@@ -72,7 +84,9 @@ def learn(run: Run, index: int) -> None:
       run.checkpoints.wait()
       raise Stopped
   run.absorb()
-  run.params, run.state = run.experiment.method.end_task(run.params, run.state, run.experiment.tasks[name])
+  run.params, run.state = run.experiment.method.end_task(
+    run.params, run.state, run.experiment.tasks[name], functools.partial(run.features, name)
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +114,12 @@ def train_epoch(run: Run, name: str, epoch: int, inputs: tuple[Tree, Tree | None
   run.reported = time.monotonic()
   while not run.stop:
     asked = time.monotonic()
-    batch = next(batches, None)
+    try:
+      batch = next(batches, None)
+    except DataError:
+      if pending:
+        report(run, name, epoch, scale, pending)
+      raise
     if batch is None:
       break
     waited_s = time.monotonic() - asked
@@ -112,8 +131,7 @@ def train_epoch(run: Run, name: str, epoch: int, inputs: tuple[Tree, Tree | None
       report(run, name, epoch, scale, pending)
     else:
       return_freed_memory()
-    index = epoch * run.num_batches(name) + run.position.batch
-    pending = Dispatched(run.position.step, index, metrics, batch, waited_s)
+    pending = Dispatched(run.position.step, run.done_steps(), metrics, batch, waited_s)
   if pending:
     report(run, name, epoch, scale, pending)
 
@@ -169,4 +187,7 @@ def evaluate_seen(run: Run, index: int) -> None:
   run.history["matrix"] = evaluate.add_row(run.history["matrix"], main[run.evaluation_splits[0]], run.names, index)
   if len(main.get("unseen", ())) == index + 1:
     run.history["unseen"] = evaluate.add_row(run.history["unseen"], main["unseen"], run.names, index)
-  run.progress.matrix(run.names, run.history["matrix"], {name: scoring.main_metric(name) for name in run.names})
+  metrics = {name: scoring.main_metric(name) for name in run.names}
+  run.progress.matrix(run.names, run.history["matrix"], metrics)
+  if len(run.history["unseen"]) == index + 1:
+    run.progress.matrix(run.names, run.history["unseen"], metrics, title="the same on unseen objects, percent")

@@ -13,8 +13,19 @@ from ml_collections import ConfigDict
 from phpjax.errors import UserError
 
 CONFIG, RESULTS = "config.json", "results.json"
-# Fields that say where and how a run works, not what it computes: they may differ when a workdir is continued.
-ELSEWHERE = ("resume", "mesh", "log_every_steps", "data.root", "data.num_threads", "data.cache_gb")
+# Fields that may differ when a workdir is continued: they say where and how a run works, not what it computes (of weights
+# the checkpoint knows the sha256), or what to do when something goes wrong that stopped the run before.
+ELSEWHERE = (
+  "resume",
+  "mesh",
+  "log_every_steps",
+  "on_nonfinite",
+  "data.root",
+  "data.num_threads",
+  "data.cache_gb",
+  "data.on_bad_clip",
+  *(f"encoders.{modality}.weights" for modality in ("visual", "audio", "text")),
+)
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
@@ -58,6 +69,7 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
       f"--workdir={workdir} belongs to another config: {shown}{' ...' if len(differing) > 4 else ''}; "
       "take another --workdir or the old settings"
     )
+  write_json(path, plain(config))  # it says how the run went on: where the data and the weights are now
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

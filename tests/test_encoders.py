@@ -11,6 +11,7 @@ import safetensors.numpy
 import small
 from flax import linen as nn
 
+from configs import nano
 from phpjax.encoders import ENCODERS, audio_frontend, make_encoder, pretrained
 from phpjax.encoders.base import Block, Stream, activation
 from phpjax.encoders.tokenizer import Tokenizer, word_tokenizer
@@ -281,6 +282,36 @@ def test_masked_keys_are_not_read(encoders):
   close(masked, bound.attention(0, Stream(jnp.asarray(x[:, :4]))).tokens)
 
 
+# -- half precision ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", ["visual", "audio", "text"])
+def test_half_precision_ends_at_the_pooled_features(encoders, modality):
+  module, params = encoders[modality]
+  half = pretrained.cast(params, jnp.bfloat16)
+  kept = {name for name, x in small.flat(half).items() if x.dtype == np.float32}
+  assert kept == {name for name in small.flat(params) if "ln_" in name or name == "logit_scale"}
+  small.assert_same_bits(pretrained.cast(params, jnp.float32), params)
+  features = jax.jit(module.clone(dtype=jnp.bfloat16).apply)({"params": half}, example(modality))
+  assert features.pooled.dtype == jnp.float32 and features.tokens.dtype == jnp.bfloat16
+  close(features.pooled, jax.jit(module.apply)({"params": params}, example(modality)).pooled, 0.05)
+
+
+def test_norms_compute_in_float32_and_give_the_stream_s_precision(encoders):
+  module, params = encoders["visual"]
+  bound = module.clone(dtype=jnp.bfloat16).bind({"params": pretrained.cast(params, jnp.bfloat16)})
+  stem = bound.stem(example("visual", rows=16))
+  got, expected = bound.enter(0, stem).tokens, numpy_norm(np.asarray(stem.tokens, np.float32), params["ln_pre"])
+  assert stem.tokens.dtype == got.dtype == jnp.bfloat16
+  assert np.mean(np.asarray(got) == expected.astype(jnp.bfloat16)) > 0.99, "rounded once, at the end"
+
+
+def test_patches_are_projected_to_float32_too(encoders):
+  module, params = encoders["visual"]
+  bound = module.clone(dtype=jnp.bfloat16).bind({"params": pretrained.cast(params, jnp.bfloat16)})
+  assert bound.project(draw(2, 3, 16)).dtype == jnp.float32
+
+
 # -- filter bank -------------------------------------------------------------------------------------------------
 
 
@@ -353,7 +384,8 @@ def test_weights_come_back_as_written(stored):
   assert opened.metadata["source"] == "a test" and len(opened.sha256) == 64
   assert opened.tokenizer(["drum bell"], 40).tolist() == [[254, 2, 3, 255]]
   half = load(folder, dtype=jnp.bfloat16)
-  assert {x.dtype for x in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)} and half.module.dtype == jnp.bfloat16
+  small.assert_same_bits(half.params, pretrained.cast(opened.params, jnp.bfloat16))
+  assert half.module.dtype == half.params["projection"]["kernel"].dtype == jnp.bfloat16
 
 
 def test_loading_is_strict(stored):
@@ -377,8 +409,13 @@ def test_loading_is_strict(stored):
 def test_missing_or_wrong_weights_say_what_to_do(stored, tmp_path):
   folder, _ = stored
   for weights in ("", str(tmp_path / "nowhere")):
-    with pytest.raises(ValueError, match=r"python -m phpjax\.convert --encoder=tiny_text"):
-      load(weights)
+    for name, command in (
+      ("clip_text_b32", r"python -m phpjax\.convert --encoder=clip_text_b32"),
+      ("nano_text", r"python -m phpjax\.pretrain .*weights=DIR/nano_text"),
+      ("tiny_text", "weights=random"),
+    ):
+      with pytest.raises(ValueError, match=command):
+        load(weights, name)
   assert pretrained.missing_weights("tiny_text", str(folder)) is None and pretrained.missing_weights("x", "random") is None
   record = json.loads((folder / "encoder.json").read_text())
   (folder / "encoder.json").write_text(json.dumps({**record, "name": "nano_text"}))
@@ -393,6 +430,12 @@ def test_shipped_weights_open(name):
   modality = {"nano_vit": "visual", "nano_ast": "audio", "nano_text": "text"}[name]
   opened = pretrained.load(name, "shipped", modality=modality)
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(opened.params))
+  assert opened.module.depth == 12
+  assert opened.metadata["config"] == json.loads(nano.get_config().to_json()), "the shown command makes these weights"
+
+
+def test_shipped_weights_are_small_together():
+  assert sum(path.stat().st_size for path in pretrained.SHIPPED.rglob("*") if path.is_file()) < 8e6
 
 
 def test_random_weights_are_a_function_of_the_seed():

@@ -4,8 +4,11 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from command import ROOT, cli_server, tiny_toybox  # noqa: F401  fixtures
+
+from data_pipelines import DATASETS, loader
 
 TINY = "--config=configs/linear_probe.py:tiny"
 FULL = "--config=configs/linear_probe.py"
@@ -53,6 +56,13 @@ WRONG = {
   "--config.tasks=('ave','avx')": ("avx", "avvp"),
   "--config.method.name=phb": ("phb", "finetune"),
   "--config.encoders.audio.name=tiny_asd": ("tiny_asd", "tiny_ast"),
+  "--config.encoders.audio.name=tiny_vit": ("tiny_vit", "no audio encoder", "tiny_ast"),
+  "--config.encoder_dtype=float16": ("encoder_dtype", "bfloat16"),
+  "--config.data.toybox=foo": ("data.toybox", "foo", "default"),
+  "--config.data.evaluation_split=tset": ("evaluation_split", "tset", "val"),
+  "--config.log_every_steps=0": ("log_every_steps",),
+  "--config.epoch_factor.ave=0": ("epoch_factor.ave",),
+  "--config.seed=-1": ("seed=-1",),
   "--config.num_epochs=0": ("num_epochs",),
   "--config.task_id=guessed": ("task_id", "given"),
   "--config.mesh=(3,1)": ("mesh", "2 devices"),
@@ -77,7 +87,8 @@ def test_all_that_is_missing_is_named_in_one_line_with_the_command_that_makes_it
   wrong = ("--config.batch_size=3", "--config.method.name=phb")
   datasets = ("AVE", "LLP", "AVSBench", "MusicAVQA", "python -m data_pipelines.toybox")
   refused(run(FULL, f"--config.data.root={tmp_path}", *wrong), "batch_size=3", "phb", *encoders, *datasets)
-  refused(run(TINY, "--config.encoders.visual.weights=/nowhere"), "/nowhere", "python -m phpjax.convert --encoder=tiny_vit")
+  nano = ("--config.encoders.visual.name=nano_vit", "--config.encoders.visual.weights=/nowhere")
+  refused(run(TINY, *nano), "/nowhere", "python -m phpjax.pretrain --config=configs/nano.py")
 
 
 def test_a_batch_that_the_devices_do_not_divide(run):
@@ -94,6 +105,40 @@ def test_an_unreadable_clip_is_named_and_nothing_is_lost(cli, toybox, tmp_path):
   line = refused(cli(TINY, "--config.tasks=('ave',)", "--config.data.toybox=", *where), ".mp4", str(data / "AVE"))
   assert "skip" in line or "again" in line
   assert (folder / "config.json").is_file(), "the same command goes on once the clip is mended"
+
+
+class Numbers:
+  """Examples that are their own index."""
+
+  def __init__(self, count):
+    self.count = count
+
+  def __len__(self):
+    return self.count
+
+  def __getitem__(self, index):
+    return {"id": str(index), "index": np.int32(index)}
+
+
+def test_steps_before_an_unreadable_clip_are_not_lost(cli, toybox, tmp_path):
+  data, folder = tmp_path / "data", tmp_path / "run"
+  shutil.copytree(toybox, data)
+  records = DATASETS["ave"](data).records("train")
+  _, second = loader.batches(Numbers(len(records)), batch_size=2, seed=0, shuffle=True)
+  bad = data / "AVE" / f"{records[max(second['index'])].id}.mp4"  # not the first clip: that one is opened before any step
+  whole = bad.read_bytes()
+  bad.write_bytes(whole[: len(whole) // 2])
+  argv = (TINY, "--config.tasks=('ave',)", "--config.data.toybox=", f"--config.data.root={data}", f"--workdir={folder}")
+  done = cli(*argv)
+  assert done.code == 2 and bad.name in done.err.splitlines()[-1] and "Traceback" not in done.err
+  bad.write_bytes(whole)
+  done = cli(*argv)
+  assert done.code == 0 and "epoch 1, step 2" in done.out + done.err, done.err
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(cli, tmp_path):
+  (tmp_path / "file").write_text("")
+  refused(cli(TINY, f"--config.data.root={tmp_path / 'file' / 'data'}", f"--workdir={tmp_path / 'run'}"), "file")
 
 
 def test_help_and_list():

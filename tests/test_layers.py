@@ -19,8 +19,8 @@ PARTS = {"configs", "data_pipelines", "phpjax.encoders", "phpjax.methods", "phpj
 TOOLS = {f"phpjax.{name}" for name in ("backend", "checkpoint", "errors", "figures", "logs", "partition", "progress",
                                        "sharding", "workdir")}
 BESIDE_TRAIN = {f"phpjax.{name}" for name in ("bench", "convert", "predict", "pretrain", "report")}
-ENGINE = {f"phpjax.{name}" for name in ("evaluate", "experiment", "model", "optimizer", "predictions", "results", "run",
-                                          "scoring", "steps")}
+ENGINE = {f"phpjax.{name}" for name in ("checks", "evaluate", "experiment", "model", "optimizer", "predictions", "results",
+                                          "run", "scoring", "steps")}
 BELOW_TRAIN = {*PARTS, *TOOLS, *ENGINE}
 
 # Module or package -> the project's modules and packages it may import. The longest matching name counts.
@@ -34,8 +34,9 @@ MAY_IMPORT: dict[str, set[str]] = {
   "phpjax.scoring": {"phpjax.metrics"},
   "phpjax.predictions": {"phpjax.figures", "phpjax.metrics"},
   "phpjax.experiment": {*PARTS, "phpjax.backend", "phpjax.errors", "phpjax.sharding"},  # config -> objects
+  "phpjax.checks": {*PARTS, "phpjax.backend", "phpjax.errors", "phpjax.experiment", "phpjax.sharding"},
   "phpjax.results": {*PARTS, *TOOLS, "phpjax.scoring"},
-  "phpjax.run": {*PARTS, *TOOLS, "phpjax.experiment", "phpjax.optimizer", "phpjax.results", "phpjax.steps"},
+  "phpjax.run": {*PARTS, *TOOLS, "phpjax.checks", "phpjax.experiment", "phpjax.optimizer", "phpjax.results", "phpjax.steps"},
   "phpjax.train": BELOW_TRAIN,
   **{name: {*BELOW_TRAIN, "phpjax.train", "phpjax.cli"} for name in BESIDE_TRAIN},
   "phpjax.main": {*BELOW_TRAIN, "phpjax.train", "phpjax.cli"},

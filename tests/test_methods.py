@@ -10,6 +10,7 @@ import pytest
 import small
 
 from phpjax import model, partition
+from phpjax.encoders import pretrained
 from phpjax.encoders.base import Stream
 from phpjax.methods import METHODS, FineTune, Method, make_method
 from phpjax.methods.php_modules import ClipAdapter, GeneratorBlock, MiddlePrompts, PromptGenerator, ShallowAdapter
@@ -249,7 +250,7 @@ def generator_size(method):
 
 
 @pytest.mark.parametrize(
-  "options", [{}, {"shallow": (0, 1), "mid": (0, 1), "deep": (1, 2), "generator_depth": 2, "deep_length": 3}]
+  "options", [{}, {"shallow": (0, 1), "mid": (0, 1), "generator_depth": 2}, {"mid": (0,), "deep": (1, 2), "deep_length": 3}]
 )
 def test_parameter_counts_follow_the_formula(options):
   method = small.php(**options)
@@ -319,7 +320,10 @@ def test_warm_start_copies_the_task_before():
 @pytest.mark.parametrize(
   ("options", "message"),
   [
-    ({"deep": (3,)}, "layer 3"),
+    ({"deep": (3,)}, "layer 3, the encoders have 3"),
+    ({"shallow": (-1,)}, "layer -1"),
+    ({"mid": (0, 1), "deep": (1, 2)}, "more than one prompt of mid and deep in layer 1"),
+    ({"deep": (2, 2)}, "in layer 2"),
     ({"num_mid_prompts": 5}, "even"),
     ({"audio_logit_scale": "log"}, "audio_logit_scale"),
   ],
@@ -337,6 +341,15 @@ def test_backbones_that_cannot_work_are_refused():
   with pytest.raises(ValueError, match="equal widths"):
     make_method("php", wide, shallow=(0,), mid=(1,), deep=(2,))
   make_method("php", wide, shallow=(0,), mid=[], deep=[2])
+
+
+@pytest.mark.parametrize("shallower", ["visual", "audio"])
+def test_phases_fit_the_shallower_encoder(shallower):
+  depths = {**dict.fromkeys(("visual_depth", "audio_depth"), 4), f"{shallower}_depth": 2}
+  made = small.modules(**depths)
+  small.php(made, deep=())
+  with pytest.raises(ValueError, match="layer 2, the encoders have 2"):
+    small.php(made)
 
 
 def test_unknown_methods_and_options_are_refused():
@@ -378,6 +391,34 @@ def test_events_are_scored_against_class_texts():
   )
   assert state == {}
   assert method.class_features(MADE, trainable, frozen, {}) == {}, "tasks without class texts pay nothing"
+
+
+def test_half_precision_weights_do_not_round_the_event_scores():
+  method, task = small.php(shallow=(), mid=(), deep=()), small.task("ave")
+  params, constants = small.params_of(method, {"ave": task}, MADE), small.class_constants("ave")
+  for m in PAIR:
+    params["encoders"][m]["logit_scale"] = np.float32(np.log(100))
+  params["encoders"] = pretrained.cast(params["encoders"], jnp.bfloat16)
+  made = {m: module.clone(dtype=jnp.bfloat16) for m, module in MADE.items()}
+  trainable, frozen = partition.split(params, "ave", method.uses(task))
+  batch = small.inputs(2)
+
+  @jax.jit
+  def run(trainable, frozen, batch):
+    pair = {m: made[m] for m in PAIR}
+    features, context, _ = model.forward(pair, method, task, trainable, frozen, {}, None, batch, rng=None, train=False)
+    classes = method.class_features(made, trainable, frozen, constants)
+    outputs, _ = method.predict(task, trainable, frozen, {}, features, context, classes, batch, rng=None, train=False)
+    return features, context, classes, outputs
+
+  features, context, classes, outputs = run(trainable, frozen, batch)
+  assert {x.dtype for x in jax.tree.leaves((classes, outputs))} == {jnp.dtype(jnp.float32)}
+  assert context["logit_scale"] == pytest.approx(100, rel=1e-5)
+  unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+  seen = ClipAdapter().apply({"params": params["shared"]["clip_adapter"]}, np.asarray(features["visual"].pooled, np.float32))
+  for m, x in (("visual", seen), ("audio", features["audio"].pooled)):
+    expected = 200 * unit(np.asarray(x, np.float64)) @ unit(np.asarray(classes[m], np.float64)).T
+    np.testing.assert_allclose(outputs[m].reshape(expected.shape), expected, atol=1e-3)  # in bfloat16 off by up to 0.5
 
 
 def test_the_contrastive_loss_by_hand_ignores_padding():

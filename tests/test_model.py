@@ -82,11 +82,8 @@ def test_the_empty_method_equals_each_encoder_alone(audio_depth):
   assert features["visual"].pooled.shape == (ROWS * small.SECONDS, 8) and features["text"].pooled.shape == (ROWS, 8)
 
 
-def test_an_absent_modality_is_not_run():
-  made = small.modules(audio_depth=2)  # could not go in lock step with the others
-  frozen = frozen_of(made)
-  for m in ("audio", "text"):
-    del frozen["encoders"][m]  # nor has it any weights
+def watched(made, frozen, batch):
+  """(shapes of the features, every call of `adapt` as (site, step, modalities)); nothing is computed."""
   seen = []
 
   @dataclasses.dataclass(frozen=True)
@@ -95,11 +92,36 @@ def test_an_absent_modality_is_not_run():
       seen.append((site, step, tuple(streams)))
       return streams
 
-  shapes = jax.eval_shape(
-    lambda f, b: model.forward(made, Watcher(small.backbone(made)), None, NOTHING, f, {}, None, b, rng=None, train=False)[0],
-    frozen,
-    batch_of("visual"),
-  )
+  run = lambda f, b: model.forward(made, Watcher(small.backbone(made)), None, NOTHING, f, {}, None, b, rng=None, train=False)[0]
+  return jax.eval_shape(run, frozen, batch), seen
+
+
+@pytest.mark.parametrize(
+  ("present", "steps"),
+  [(("visual",), 2), (("audio",), 2), (("visual", "audio"), 2), (("visual", "text"), 1), (("text",), 1)],
+)
+def test_one_tower_alone_keeps_its_step_numbers(present, steps):
+  made = small.modules(visual_depth=4, audio_depth=2, text_depth=1)
+  shapes, seen = watched(made, frozen_of(made), batch_of(*present))
+  assert set(shapes) == set(present)
+  assert [step for site, step, _ in seen if site == "mlp"] == list(range(steps))
+
+
+@pytest.mark.parametrize("m", ["visual", "audio", "text"])
+def test_a_tower_alone_runs_all_its_layers(m):
+  made = small.modules(visual_depth=4, audio_depth=2, text_depth=1)
+  frozen, batch = frozen_of(made), batch_of(m)
+  features, _ = run(made, Method(small.backbone(made)), batch, frozen)
+  alone = jax.jit(made[m].apply)({"params": frozen["encoders"][m]}, flat_inputs(batch, m))
+  close(features[m].pooled, alone.pooled)
+
+
+def test_an_absent_modality_is_not_run():
+  made = small.modules(text_depth=2)  # could not go in lock step with the others
+  frozen = frozen_of(made)
+  for m in ("audio", "text"):
+    del frozen["encoders"][m]  # nor has it any weights
+  shapes, seen = watched(made, frozen, batch_of("visual"))
   assert set(shapes) == {"visual"}
   steps = [(site, step) for step in range(3) for site in ("input", "attention", "mlp")]
   assert seen == [(*at, ("visual",)) for at in [("embed", 0), ("stem", 0), *steps]], "every site once, in order"
@@ -231,3 +253,21 @@ def test_a_cached_query_is_taken_and_no_gradient_goes_through_it():
   total = lambda encoders: query(encoders, batch)["visual"].pooled.sum()
   gradient = jax.jit(jax.grad(total))(frozen["encoders"])
   assert all(not g.any() for g in jax.tree.leaves(gradient))
+
+
+def test_new_statistics_of_a_method_come_back_as_state():
+  made = {"visual": small.modules()["visual"]}
+  frozen = {"encoders": {"visual": frozen_of(small.modules())["encoders"]["visual"]}, "shared": {}}
+
+  @dataclasses.dataclass(frozen=True)
+  class Counter(Method):
+    def start(self, task, trainable, frozen, state, past, streams, *, query, rng, train):
+      return {"state": {**state, "shared": {"seen": state["shared"]["seen"] + streams["visual"].tokens.shape[0]}}}
+
+  def state_after(method, state):
+    return model.forward(made, method, None, NOTHING, frozen, state, None, batch_of("visual"), rng=None, train=True)[2]
+
+  backbone, state = small.backbone(small.modules()), {"shared": {"seen": 5}, "task": {}}
+  rows = len(flat_inputs(batch_of("visual"), "visual"))
+  assert state_after(Counter(backbone), state) == {"shared": {"seen": 5 + rows}, "task": {}}
+  assert state_after(Method(backbone), state) == state

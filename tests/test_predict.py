@@ -180,6 +180,14 @@ def test_encoders_give_unit_features(predictor, tiny_run, tmp_path):
   assert predictor.encode_audio([np.zeros(500, np.int16), tiny_run.clip()])[1] == pytest.approx(sound, abs=1e-5)
 
 
+def test_pictures_of_several_sizes_are_encoded_together(predictor):
+  pictures = [np.random.default_rng(i).integers(0, 256, (size, size, 3), np.uint8) for i, size in enumerate((64, 80))]
+  together = predictor.encode_image(pictures)
+  for picture, features in zip(pictures, together, strict=True):
+    np.testing.assert_allclose(predictor.encode_image(picture), features, atol=1e-5)
+  np.testing.assert_array_equal(predictor.encode_image(tuple(pictures)), together)
+
+
 def test_image_features_are_those_of_the_plain_encoder(predictor):
   size = predictor.media.image_size
   pixels = np.random.default_rng(1).integers(0, 256, (size, size, 3), dtype=np.uint8)

@@ -79,6 +79,7 @@ def test_matrix_in_plain_lines():
   stream = io.StringIO()
   progress.Progress(stream=stream).matrix(("ave", "avvp"), [[0.8], [0.7, 0.805]], METRIC)
   assert stream.getvalue().splitlines() == [
+      "accuracy matrix, percent",
       "after  ave (segment_accuracy)  avvp (segment/Type@AV)  mean",
       "ave                      80.0                       -  80.0",
       "avvp                     70.0                    80.5  75.2"]

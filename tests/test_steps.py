@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
 from phpjax import optimizer, partition, sharding
-from phpjax.methods import Method
+from phpjax.methods import METHODS, Method
 from phpjax.steps import Live, Steps
 
 MADE = small.modules()
@@ -39,7 +39,8 @@ class Bench:
     """A fresh start on a task, in arrays of its own (a step takes them over)."""
     trainable, _ = partition.split(params or self.params, name, self.method.uses(self.tasks[name]))
     trainable = sharding.put_replicated(jax.device_get(trainable), self.mesh)
-    state = sharding.put_replicated({"shared": {}, "task": jax.device_get(self.tasks[name].init_state())}, self.mesh)
+    of_task = {"head": jax.device_get(self.tasks[name].init_state()), "method": {}}
+    state = sharding.put_replicated({"shared": {}, "task": of_task}, self.mesh)
     return Live(trainable, self.steps.init_optimizer(trainable), state)
 
   def rows(self, name, batch):
@@ -79,18 +80,9 @@ def changed(before, after):
 # -- who moves ---------------------------------------------------------------------------------------------------
 
 
-def test_every_leaf_that_is_used_learns_and_the_encoders_do_not(php):
-  before = jax.device_get({"live": php.live("ave").trainable, "encoders": php.params["encoders"]})
-  live = php.live("ave")
-  moments = {}
-  for seed in range(3):
-    live, metrics = php.train("ave", live, small.batch("ave", 4, seed), seed=seed)
-    assert metrics["finite"]
-  small.assert_same_bits(before["encoders"], php.params["encoders"])
-  still = [name for name, moved in changed(before["live"], live.trainable).items() if not moved]
-  assert still == [], "decay alone moves every leaf that is trained"
-  # Adam's first moment is what the gradients left behind: decay does not enter it
-  labels = partition.live_labels(live.trainable)
+def first_moments(live):
+  """{path: Adam's first moment}: what the gradients left behind, for decay does not enter it."""
+  labels, moments = partition.live_labels(live.trainable), {}
   flat_labels = dict(zip(small.flat(live.trainable), jax.tree.leaves(labels), strict=True))
   for label, state in live.opt_state.inner_states.items():
     names = [name for name, of in flat_labels.items() if of == label]
@@ -102,9 +94,49 @@ def test_every_leaf_that_is_used_learns_and_the_encoders_do_not(php):
     assert [v.size for v in vectors] == [sum(sizes)] * 2
     parts = np.split(np.asarray(vectors[0]), np.cumsum(sizes)[:-1])
     moments.update(dict(zip(names, parts, strict=True)))
-  silent = [name for name, m in moments.items() if not np.abs(m).max() > 0]
-  assert silent == [], "every leaf that `uses` names gets a gradient"
-  assert {"shared", "task"} == {name.split("/")[0] for name in moments} and len(moments) == len(flat_labels)
+  assert len(moments) == len(flat_labels)
+  return moments
+
+
+def silent(live):
+  """Leaves that no gradient has reached."""
+  return [name for name, m in first_moments(live).items() if not np.abs(m).max() > 0]
+
+
+def test_every_leaf_that_is_used_learns_and_the_encoders_do_not(php):
+  before = jax.device_get({"live": php.live("ave").trainable, "encoders": php.params["encoders"]})
+  live = php.live("ave")
+  for seed in range(3):
+    live, metrics = php.train("ave", live, small.batch("ave", 4, seed), seed=seed)
+    assert metrics["finite"]
+  small.assert_same_bits(before["encoders"], php.params["encoders"])
+  still = [name for name, moved in changed(before["live"], live.trainable).items() if not moved]
+  assert still == [], "decay alone moves every leaf that is trained"
+  assert silent(live) == [], "every leaf that `uses` names gets a gradient"
+  assert {"shared", "task"} == {name.split("/")[0] for name in first_moments(live)}
+
+
+MAKE = {
+  "php": small.php,
+  "finetune": lambda: small.php(cls=METHODS["finetune"]),
+  "linear_probe": lambda: Method(small.backbone(MADE)),
+}
+
+
+@pytest.mark.parametrize(
+  ("method", "name"),
+  [("php", "avvp"), ("php", "avs"), ("php", "avqa"), ("finetune", "avvp"), ("finetune", "avqa"), ("linear_probe", "avs")],
+)
+def test_gradients_are_where_they_should_be(method, name):
+  """On every kind of task; and all that is not handed to the step stays as it was."""
+  bench = Bench(MAKE[method](), [name], seed=SEED)
+  before = jax.device_get(bench.params)
+  live, metrics = bench.train(name, bench.live(name), small.batch(name, 4))
+  assert metrics["finite"] and silent(live) == []
+  after = partition.merge(bench.params, live.trainable, name)
+  used = {f"shared/{key}" for key in bench.method.uses(bench.tasks[name])} | {f"tasks/{name}"}
+  moved = {path for path, m in changed(before, after).items() if m}
+  assert moved == {path for path in small.flat(after) if any(path.startswith(f"{part}/") or path == part for part in used)}
 
 
 def test_the_rates_of_the_schedule_reach_their_own_parts(php):

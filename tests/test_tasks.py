@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small
 
-from phpjax.encoders import Features
+from phpjax.encoders import Features, pretrained
 from phpjax.tasks import TASKS
 from phpjax.tasks.base import masked_mean
 
@@ -78,6 +78,15 @@ def test_the_event_head_is_linear_on_features_of_unit_scale(name):
     x = x / np.linalg.norm(x, axis=-1, keepdims=True) * math.sqrt(8)
     expected = (x @ head[m]["kernel"] + head[m]["bias"]).reshape(B, T, C)
     np.testing.assert_allclose(outputs[m], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_class_texts_are_float32_whatever_the_encoders_are_kept_in():
+  task = small.task("ave", classes=("drum", "bell", "horn"))
+  open_text = lambda dtype: pretrained.load("tiny_text", "random", modality="text", dtype=dtype, depth=1)
+  half, full = (task.constants({"text": open_text(dtype)}) for dtype in (jnp.bfloat16, jnp.float32))
+  assert half["audio_text"].dtype == jnp.float32 and half["class_ids"].dtype == jnp.int32
+  np.testing.assert_allclose(half["audio_text"], full["audio_text"], rtol=0.1, atol=0.05)
+  assert task.constants({}) == {}
 
 
 # -- AVVP --------------------------------------------------------------------------------------------------------

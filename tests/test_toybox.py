@@ -264,6 +264,30 @@ def test_unseen_things_appear_in_unseen_only(many_plans, library, unseen_library
   assert seen[False] == allowed[False] and seen[True] == allowed[True]  # and everything is used
 
 
+PROMISES = {  # number of objects, share of clips with a sound from outside, share of objects that never sound
+  "AVE": ({1, 2}, (0.05, 0.4), (0.1, 0.6)),  # one event per clip, and at most one more object
+  "LLP": ({1, 2, 3}, (0.01, 0.3), (0.05, 0.4)),
+  "AVSBench": ({1, 2, 3}, (0.0, 0.0), (0.3, 0.8)),  # S4 has a single source, and it is seen
+  "MUSIC-AVQA": ({1, 2, 3}, (0.1, 0.5), (0.05, 0.4)),
+}
+
+
+@pytest.mark.parametrize("folder", PROMISES)
+def test_the_clips_of_each_layout_hold_what_scenes_promise(many_plans, folder):
+  """Numbers of objects, movement, size, silence and sounds from outside, over all training clips."""
+  numbers, outside, silent = PROMISES[folder]
+  scenes = [clip.scene for clip in many_plans[folder]["train"]]
+  tracks = [track for scene in scenes for track in scene.objects]
+  assert {len(scene.objects) for scene in scenes} == numbers
+  assert outside[0] <= np.mean([bool(scene.off_screen) for scene in scenes]) <= outside[1]
+  assert silent[0] <= np.mean([not any(track.sounding) for track in tracks]) <= silent[1]
+  if folder != "AVSBench":
+    assert np.mean([any(t.sounding) and not all(t.sounding) for t in tracks]) > 0.3, "sounds come and go"
+  paths = [np.hypot(t.x1 - t.x0, t.y1 - t.y0) for t in tracks]
+  assert np.mean(paths) > 0.1 and max(paths) > 0.3, "objects move"
+  assert np.std([track.scale for track in tracks]) > 0.04, "and differ in size"
+
+
 def test_every_clip_is_another_scene(many_plans):
   for splits in many_plans.values():
     clips = [clip for members in splits.values() for clip in members]

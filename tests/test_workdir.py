@@ -75,15 +75,21 @@ def test_fields_that_only_say_where_and_how_may_differ(tmp_path):
     "resume": False,
     "mesh": (2, 1),
     "log_every_steps": 7,
+    "on_nonfinite": "skip",
     "data.root": "elsewhere",
     "data.num_threads": 9,
     "data.cache_gb": 0.1,
+    "data.on_bad_clip": "skip",
+    "encoders.visual.weights": "elsewhere",
+    "encoders.audio.weights": "elsewhere",
+    "encoders.text.weights": "elsewhere",
   }
   assert set(values) == set(workdir.ELSEWHERE), "a new field needs a line in this test"
   fields = workdir.flatten(workdir.plain(config()))
   assert set(workdir.ELSEWHERE) <= set(fields), "every rule matches a field"
   other = config(**values)
   workdir.claim(tmp_path, other)
+  assert workdir.read_json(tmp_path / "config.json")["data"]["root"] == "elsewhere", "who loads the run looks there"
   assert workdir.fingerprint(workdir.plain(other)) == workdir.fingerprint(workdir.plain(config()))
   assert workdir.fingerprint(workdir.plain(config(seed=1))) != workdir.fingerprint(workdir.plain(config()))
 

@@ -105,17 +105,18 @@ def _check_sizes(sizes: Sizes) -> None:
         )
 
 
-def _receipt(seed: int, sizes: Sizes) -> dict:
-  """Everything the bytes depend on: settings, media, and the code that composes."""
+def version() -> str:
+  """sha256 of the media and of the code that composes."""
   digest = hashlib.sha256((MEDIA_DIR / "manifest.json").read_bytes())
   for path in sorted(Path(__file__).parent.glob("*.py")):
     digest.update(path.read_bytes())
-  return {
-    "name": "toybox",
-    "seed": seed,
-    "sizes": {folder: dict(counts) for folder, counts in sizes.items()},
-    "version": digest.hexdigest(),
-  }
+  return digest.hexdigest()
+
+
+def _receipt(seed: int, sizes: Sizes) -> dict:
+  """Everything the bytes depend on."""
+  counts = {folder: dict(splits) for folder, splits in sizes.items()}
+  return {"name": "toybox", "seed": seed, "sizes": counts, "version": version()}
 
 
 def _is_done(out: Path, receipt: dict) -> bool:
@@ -128,6 +129,8 @@ def _is_done(out: Path, receipt: dict) -> bool:
 def _publish(partial: Path, out: Path, receipt: dict) -> None:
   """One rename; a former toybox steps aside first, and whoever finished the same before us wins."""
   old = out.with_name(f".{out.name}.old-{os.getpid()}")
+  if _is_done(out, receipt):
+    return
   if out.exists():
     out.rename(old)
   try:

@@ -1,5 +1,6 @@
 """AVE layout (AVE_Dataset.zip of Tian et al., ECCV 2018): one audible and visible event per 10 s clip.
 
+One or two objects are seen; a sound from outside the picture may be heard.
 AVE/<id>.mp4, Annotations.txt (header, `&`-separated), {train,val,test,unseen}Set.txt, categories.txt.
 """
 

@@ -1,5 +1,7 @@
 """AVSBench S4 layout: several objects to see, one of them sounds; its pixels are the mask.
 
+S4 clips have a single source, so no sound comes from outside the picture here.
+
 AVSBench/Single-source/s4_meta_data.csv and s4_data/{visual_frames,audio_wav,gt_masks}/<split>/<category>/...:
 five 224 x 224 RGB frames and 1-bit masks per clip (train split: mask of the first frame only), wav at 16 kHz.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from phpjax.encoders.base import Encoder, Features, Stream
+from phpjax.encoders.base import Encoder, Features, Stream, unit
 from phpjax.encoders.text import CLIPText
 from phpjax.encoders.vit import AST, CLIPVision
 
@@ -46,4 +46,4 @@ def make_encoder(name: str, **sizes: Any) -> Encoder:
   return module(**{**defaults, **sizes})
 
 
-__all__ = ["AST", "ENCODERS", "CLIPText", "CLIPVision", "Encoder", "Features", "Stream", "make_encoder"]
+__all__ = ["AST", "ENCODERS", "CLIPText", "CLIPVision", "Encoder", "Features", "Stream", "make_encoder", "unit"]

@@ -35,7 +35,7 @@ class Features:
   """What `pool` gives.
 
   Attributes:
-    pooled: float [B, E], in the joint embedding space, not normalised.
+    pooled: float32 [B, E] whatever the weights are kept in, in the joint embedding space, not normalised.
     tokens: float [B, L, D], last-layer tokens as they leave the last block (no final norm), special tokens first.
     num_special: how many leading tokens are not patches (1 class token for a ViT, 2 for AST).
   """
@@ -51,6 +51,11 @@ class PrefixLike(Protocol):
   key: jax.Array
   value: jax.Array
   at: str
+
+
+def unit(x: jax.Array) -> jax.Array:
+  """Unit length along the last axis."""
+  return x / jnp.linalg.norm(x, axis=-1, keepdims=True).clip(1e-6)
 
 
 def activation(name: str, x: jax.Array) -> jax.Array:

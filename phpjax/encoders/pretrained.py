@@ -47,7 +47,8 @@ def load(name: str, weights: str, *, modality: str, dtype: Any = jnp.float32, se
     weights: a folder written by phpjax.convert or phpjax.pretrain, "shipped" for the nano encoders that come with
       the package, or "random".
     modality: "visual", "audio" or "text"; says how to initialise "random".
-    dtype: of the parameters and of the arithmetic (layer norms stay float32).
+    dtype: of the weights and of the arithmetic between them; what `stays_float32` names, the inside of layer norms and
+      the pooled features are float32 always.
     seed: of "random".
     **sizes: replace sizes of the table, e.g. image_size.
 
@@ -79,10 +80,14 @@ def missing_weights(name: str, weights: str) -> str | None:
   if weights and (folder / FILE).is_file():
     return None
   where = f"in {folder}" if weights else "(the config's weights field is empty)"
-  return (
-    f"no weights for the encoder {name} {where}: make them with "
-    f"`python -m phpjax.convert --encoder={name} --source=FILE_OR_DIR --out=DIR` and set encoders.<modality>.weights=DIR"
+  made = {
+    "nano": f"`python -m phpjax.pretrain --config=configs/nano.py --out=DIR` and set encoders.<modality>.weights=DIR/{name}",
+    "tiny": "encoders.<modality>.weights=random: the tiny encoders are for tests",
+  }.get(
+    name.split("_")[0],
+    f"`python -m phpjax.convert --encoder={name} --source=FILE_OR_DIR --out=DIR` and set encoders.<modality>.weights=DIR",
   )
+  return f"no weights for the encoder {name} {where}: make them with {made}"
 
 
 def example_input(module: Encoder, modality: str) -> jax.Array:
@@ -112,12 +117,12 @@ def read(path: pathlib.Path, module: Encoder, modality: str, dtype: Any) -> dict
           f"{path}: missing tensors {sorted(set(wanted) - names)[:5]}, unknown tensors {sorted(names - set(wanted))[:5]}; "
           "was it converted for another encoder?"
         )
-      flat = {}
+      flat, precise = {}, stays_float32(wanted)
       for name, target in wanted.items():
         array = file.get_tensor(name)
         if array.shape != target.shape:
           raise ValueError(f"{path}: {name} has shape {array.shape}, the encoder needs {target.shape}")
-        flat[name] = jnp.asarray(array, dtype)
+        flat[name] = jnp.asarray(array, jnp.float32 if name in precise else dtype)
   except safetensors.SafetensorError as error:
     raise ValueError(f"{path} is not a readable safetensors file ({error}): convert or download it again") from error
   return traverse_util.unflatten_dict(flat, sep="/")
@@ -136,8 +141,17 @@ def write(
 
 
 def cast(params: dict[str, Any], dtype: Any) -> dict[str, Any]:
-  """All leaves as `dtype`."""
-  return jax.tree.map(lambda x: x.astype(dtype), params)
+  """Leaves as `dtype`, but float32 for those that `stays_float32` names."""
+  flat = traverse_util.flatten_dict(params, sep="/")
+  precise = stays_float32(flat)
+  flat = {name: x.astype(jnp.float32 if name in precise else dtype) for name, x in flat.items()}
+  return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def stays_float32(flat: dict[str, Any]) -> set[str]:
+  """Names of the leaves that are never kept in half precision: scalars (in bfloat16 a temperature of 100 would be 99) and
+  the scales and biases of norms, which compute in float32 and return the dtype of the stream."""
+  return {name for name, leaf in flat.items() if not leaf.shape or f"{name.rpartition('/')[0]}/scale" in flat}
 
 
 def sha256(path: pathlib.Path) -> str:

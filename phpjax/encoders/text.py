@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ class CLIPText(Encoder):
   Because attention is causal, sequences may be cut right after the longest text without changing any result.
   """
 
+  modality: ClassVar[str] = "text"
   vocabulary_size: int = 49_408
   context_length: int = 77
 
@@ -72,7 +73,7 @@ class CLIPText(Encoder):
   def pool(self, stream: Stream) -> Features:
     """The projected, normalised end-of-text token, and the raw last-layer tokens."""
     last = jnp.take_along_axis(stream.tokens, stream.end[:, None, None], axis=1)[:, 0]
-    return Features(self.projection(self.ln_final(last)), stream.tokens, num_special=0)
+    return Features(self.projection(self.ln_final(last)).astype(jnp.float32), stream.tokens, num_special=0)
 
   def __call__(self, ids: jax.Array) -> Features:
     """int32 [B, L] -> Features."""

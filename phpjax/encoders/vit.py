@@ -33,6 +33,7 @@ class CLIPVision(Encoder):
   The stem ends before `ln_pre`, because PHP and LPI read and insert there.
   """
 
+  modality: ClassVar[str] = "visual"
   image_size: int = 224
   patch_size: int = 32
   statistics: str = "imagenet"  # PHP feeds ImageNet statistics to CLIP, as released
@@ -70,8 +71,8 @@ class CLIPVision(Encoder):
     return stream.replace(tokens=self.ln_pre(stream.tokens)) if layer == 0 else stream
 
   def project(self, tokens: jax.Array) -> jax.Array:
-    """[..., D] -> [..., E] in the joint space, as the class token is projected."""
-    return self.projection(self.ln_post(tokens))
+    """[..., D] -> float32 [..., E] in the joint space, as the class token is projected."""
+    return self.projection(self.ln_post(tokens)).astype(jnp.float32)
 
   def pool(self, stream: Stream) -> Features:
     """The projected class token and the raw last-layer tokens."""
@@ -90,6 +91,7 @@ class AST(Encoder):
   `pool` averages the two tokens after the last norm and projects into the joint space.
   """
 
+  modality: ClassVar[str] = "audio"
   seconds: float = 1.0
   sample_rate_hz: int = 16_000
   num_mels: int = 128
@@ -135,7 +137,7 @@ class AST(Encoder):
   def pool(self, stream: Stream) -> Features:
     """Mean of the two special tokens after the last norm, projected; and the raw last-layer tokens."""
     pooled = self.ln_post(stream.tokens[:, :2]).mean(axis=1)
-    return Features(self.projection(pooled), stream.tokens, num_special=self.num_special)
+    return Features(self.projection(pooled).astype(jnp.float32), stream.tokens, num_special=self.num_special)
 
   def __call__(self, wave: jax.Array) -> Features:
     """int16 or float [B, samples] -> Features, with no method between the layers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -65,6 +66,11 @@ class Method:
 
   def init_state(self) -> Tree:
     """Shared state: what changes without a gradient."""
+    return {}
+
+  def init_task_state(self, task: Any) -> Tree:
+    """One task's state beside that of its head, `state["task"]["method"]` of `start`."""
+    del task
     return {}
 
   def uses(self, task: Any) -> tuple[str, ...]:
@@ -143,7 +149,15 @@ class Method:
     del task, context, features, outputs, batch
     return {}
 
-  def end_task(self, params: Tree, state: Tree, task: Any) -> tuple[Tree, Tree]:
-    """After a task: consolidate (statistics, centroids, Fisher); by default nothing."""
-    del task
+  def end_task(
+    self, params: Tree, state: Tree, task: Any, features: Callable[[bool], Iterator[tuple[Tree, Tree]]]
+  ) -> tuple[Tree, Tree]:
+    """After a task: consolidate (statistics, centroids); by default nothing.
+
+    Args:
+      params, state: the whole trees, of all tasks so far.
+      task: the task that has just been learned.
+      features: `features(prompted)` runs over its training clips once -> ({modality: Features}, batch), evaluation mode.
+    """
+    del task, features
     return params, state

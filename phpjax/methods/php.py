@@ -20,9 +20,10 @@ import optax
 
 from phpjax.methods.base import Method, Tree
 from phpjax.methods.php_modules import ClipAdapter, MiddlePrompts, ShallowAdapter
-from phpjax.methods.prompts import broadcast_prefix, l2_normalise
+from phpjax.methods.prompts import broadcast_prefix, l2_normalise, similarity
 
 PAIR = ("visual", "audio")
+NUM_CONTEXT_WORDS = 4  # place holders of the visual class texts (phpjax/tasks/event.py)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,19 +67,33 @@ class PHP(Method):
     problems = []
     if missing := [m for m in ("visual", "audio", "text") if m not in self.backbone.present()]:
       problems.append(f"needs encoders for {', '.join(missing)}")
-    elif self.mid and self.backbone.visual.width != self.backbone.audio.width:
-      problems.append(
-        f"shares its middle generators between modalities and needs equal widths, got visual "
-        f"{self.backbone.visual.width} and audio {self.backbone.audio.width}"
-      )
-    elif (last := max((*self.shallow, *self.mid, *self.deep), default=0)) >= self.backbone.visual.depth:
-      problems.append(f"has a prompt in layer {last}, the encoders have {self.backbone.visual.depth} layers")
+    else:
+      problems += self._phase_problems()
     if self.audio_logit_scale not in ("released", "exp"):
       problems.append(f"audio_logit_scale is released or exp, not {self.audio_logit_scale!r}")
+    if not 1 <= self.num_context <= NUM_CONTEXT_WORDS:
+      problems.append(f"num_context is 1 to {NUM_CONTEXT_WORDS} (place holders before a class name), not {self.num_context}")
     if self.num_mid_prompts % 2:
       problems.append(f"num_mid_prompts must be even, not {self.num_mid_prompts}")
     if problems:
       raise ValueError("method php " + "; ".join(problems))
+
+  def _phase_problems(self) -> list[str]:
+    """What is wrong with the phases for these encoders."""
+    visual, audio, found = self.backbone.visual, self.backbone.audio, []
+    if self.mid and visual.width != audio.width:
+      found.append(
+        f"shares its middle generators between modalities and needs equal widths, got visual {visual.width} and audio "
+        f"{audio.width}"
+      )
+    depth = min(visual.depth, audio.depth)  # a deeper encoder takes several layers per step
+    outside = [layer for layer in (*self.shallow, *self.mid, *self.deep) if not 0 <= layer < depth]
+    if outside:
+      found.append(f"has a prompt in layer {max(outside)}, the encoders have {depth} layers")
+    prompted = (*self.mid, *self.deep)
+    if twice := sorted({layer for layer in prompted if prompted.count(layer) > 1}):
+      found.append(f"has more than one prompt of mid and deep in layer {twice[0]}, a layer takes one")
+    return found
 
   # -- modules -------------------------------------------------------------------------------------------------
 
@@ -201,7 +216,8 @@ class PHP(Method):
     text = encoders["text"].bind({"params": frozen["encoders"]["text"]})
     stream = text.embed(constants["class_ids"])
     # the template's first words behind the start token are place holders for the learnable context
-    stream = text.positions(stream.replace(tokens=stream.tokens.at[:, 1 : 1 + self.num_context].set(shared["context"])))
+    words = shared["context"].astype(stream.tokens.dtype)
+    stream = text.positions(stream.replace(tokens=stream.tokens.at[:, 1 : 1 + self.num_context].set(words)))
     features = text.pool(text.layers(stream)).pooled
     visual = ClipAdapter().apply({"params": shared["clip_adapter_text"]}, features)
     return {"visual": visual, "audio": l2_normalise(constants["audio_text"])}
@@ -232,8 +248,8 @@ class PHP(Method):
       "audio": jnp.exp(scale["audio"]) if self.audio_logit_scale == "exp" else scale["audio"],
     }
     logits = {
-      "visual": 2 * scale["visual"] * visual @ classes["visual"].T,
-      "audio": 2 * scale["audio"] * audio @ classes["audio"].T,
+      "visual": similarity(2 * scale["visual"] * visual, classes["visual"]),
+      "audio": similarity(2 * scale["audio"] * audio, classes["audio"]),
     }
     logits = {m: x.reshape(-1, task.seconds, x.shape[-1]) for m, x in logits.items()}
     return task.calibrate(trainable["task"]["head"], logits), state
@@ -250,7 +266,7 @@ class PHP(Method):
     head = context["contrastive"]
     audio = l2_normalise((audio @ head["kernel"] + head["bias"]).mean(axis=1))
     visual = l2_normalise(visual.mean(axis=1))
-    logits = context["logit_scale"] * audio @ visual.T  # [B, B]
+    logits = similarity(context["logit_scale"] * audio, visual)  # [B, B]
     real = batch["mask"]
     padding = jnp.where(real > 0, 0.0, -1e9)
     target = jnp.arange(logits.shape[0])
@@ -265,4 +281,3 @@ class PHP(Method):
 def other(modality: str) -> str:
   """The partner of a modality."""
   return "audio" if modality == "visual" else "visual"
-

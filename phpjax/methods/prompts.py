@@ -28,6 +28,11 @@ def broadcast_prefix(prompt: jax.Array, batch_size: int, at: str) -> Prefix:
   return Prefix(key, value, at)
 
 
+def similarity(x: jax.Array, y: jax.Array) -> jax.Array:
+  """x [N, E], y [M, E] -> x @ y.T [N, M] in full float32: by default GPU and TPU round the factors, and these are logits."""
+  return jnp.matmul(x, y.T, precision=jax.lax.Precision.HIGHEST)
+
+
 def l2_normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
   """Unit length along the last axis; zero stays zero, with a finite gradient."""
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), eps))

@@ -2,11 +2,11 @@
 
 Every benchmark module has the same five names:
 
-  MAIN                  the score that goes into the accuracy matrix
-  statistics(...)       one batch -> {name: [n, ...]}, padding rows dropped; joined over batches by
-  `rows.join` summarise(stats)      the statistics of a whole set -> {score: float in [0, 1]} evaluate(...)
-  both at once, from stacked arrays trivial(...)          the best predictor that never looks at a clip -> its
-  name and its scores
+  MAIN              the score that goes into the accuracy matrix
+  statistics(...)   one batch -> {name: [n, ...]}, padding rows dropped; `rows.join` joins those of all batches
+  summarise(stats)  the statistics of a whole set -> {score: float in [0, 1]}
+  evaluate(...)     both at once, from stacked arrays
+  trivial(...)      the best predictor that never looks at a clip -> its name and its scores
 """
 
 from phpjax.metrics import ave, avqa, avs, avvp, continual, rows

@@ -14,7 +14,7 @@ from phpjax.tasks.base import Task, Tree, masked_mean
 
 
 def unit(x: jax.Array) -> jax.Array:
-  """Unit length along the last axis."""
+  """Unit length along the last axis; zero stays zero (`l2_normalise` of the methods, which a task may not import)."""
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
 
 

@@ -1,0 +1,135 @@
+"""What is wrong with a config or missing for it: all of it, in lines for the user, before anything slow starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import jax
+from ml_collections import ConfigDict
+
+from data_pipelines import DATASETS, DataError, Dataset
+from data_pipelines.toybox import compose
+from phpjax import backend, experiment, sharding
+from phpjax.encoders import ENCODERS, make_encoder, pretrained
+from phpjax.errors import UserError
+from phpjax.methods import METHODS
+from phpjax.tasks import TASKS
+
+REQUIRED = ("seed", "tasks", "batch_size", "num_epochs", "epoch_factor", "mesh", "method", "encoders", "data", "opt")
+
+
+def problems(config: ConfigDict) -> list[str]:
+  """Everything that is wrong or missing, one line each; empty when a run can start."""
+  if missing := [field for field in REQUIRED if field not in config]:
+    return [f"--config is no experiment of phpjax.main: it has no {', '.join(missing)} (see configs/php_avqa.py)"]
+  return [*_choices(config), *_numbers(config), *_devices(config), *_encoders(config), *_method(config), *_data(config)]
+
+
+def _choices(config: ConfigDict) -> Iterator[str]:
+  """Fields that take one of a few words, and the list of tasks."""
+  for field, value, choices in (
+    ("task_id", config.task_id, ("given",)),
+    ("on_nonfinite", config.on_nonfinite, ("stop", "skip")),
+    ("encoder_dtype", config.encoder_dtype, backend.ENCODER_DTYPES),
+    ("compile_effort", config.compile_effort, (0, 1, 2, 3)),
+    ("method.compat", config.method.compat, ("paper",)),
+    ("data.toybox", config.data.toybox, ("", *compose.SIZES)),
+    ("data.on_bad_clip", config.data.on_bad_clip, ("error", "skip")),
+    ("data.evaluation_split", config.data.evaluation_split, ("test", "val")),
+  ):
+    if value not in choices:
+      yield f"{field}={value!r} is not one of {', '.join(map(repr, choices))}"
+  if unknown := [name for name in config.tasks if name not in TASKS]:
+    yield f"unknown tasks {', '.join(unknown)}; known: {', '.join(TASKS)}"
+  if not config.tasks or len(set(config.tasks)) < len(config.tasks):
+    yield "tasks must name at least one task, each once"
+
+
+def _numbers(config: ConfigDict) -> Iterator[str]:
+  """Fields with a least value."""
+  for field, value, least in (
+    ("seed", config.seed, 0),
+    ("num_epochs", config.num_epochs, 1),
+    *((f"epoch_factor.{name}", value, 1) for name, value in config.epoch_factor.items()),
+    ("log_every_steps", config.log_every_steps, 1),
+    ("data.num_threads", config.data.num_threads, 0),
+    ("data.questions_per_clip", config.data.questions_per_clip, 1),
+    ("data.cache_gb", config.data.cache_gb, 0),
+    ("data.toybox_seed", config.data.toybox_seed, 0),
+  ):
+    if value < least:
+      yield f"{field}={value} must be at least {least}"
+
+
+def _devices(config: ConfigDict) -> Iterator[str]:
+  """Batches and the mesh against the devices that are there."""
+  for field in ("batch_size", "eval_batch_size"):
+    if found := sharding.check_batch_size(config[field], jax.device_count(), field):
+      yield found
+  try:
+    sharding.make_mesh(tuple(config.mesh))
+  except UserError as error:
+    yield str(error)
+
+
+def _encoders(config: ConfigDict) -> Iterator[str]:
+  """Names, and weights that are not there."""
+  for modality, encoder in config.encoders.items():
+    if encoder.name not in ENCODERS:
+      yield f"unknown encoder {encoder.name!r} for {modality}; known: {', '.join(sorted(ENCODERS))}"
+    elif ENCODERS[encoder.name][0].modality != modality:
+      fitting = sorted(name for name, (kind, _) in ENCODERS.items() if kind.modality == modality)
+      yield f"encoders.{modality}.name={encoder.name!r} is no {modality} encoder; those are {', '.join(fitting)}"
+    elif missing := pretrained.missing_weights(encoder.name, encoder.weights):
+      yield missing
+
+
+def _method(config: ConfigDict) -> Iterator[str]:
+  """The method's name, and whether its options fit the encoders."""
+  if config.method.name not in METHODS:
+    yield f"unknown method {config.method.name!r}; known: {', '.join(sorted(METHODS))}"
+  elif all(e.name in ENCODERS and ENCODERS[e.name][0].modality == m for m, e in config.encoders.items()):
+    try:
+      experiment.method_of(config, {m: make_encoder(e.name) for m, e in config.encoders.items()})
+    except ValueError as error:
+      yield str(error)
+
+
+def _data(config: ConfigDict) -> Iterator[str]:
+  """What is missing of the datasets; the toybox is composed and misses nothing."""
+  if config.data.toybox:
+    return
+  if not config.data.root:
+    yield (
+      "data.root is empty: set --config.data.root=DIR to the folder that holds the benchmarks "
+      "(or run the embedded default, --config=....py:toybox)"
+    )
+    return
+  for name in (n for n in config.tasks if n in TASKS):
+    try:
+      DATASETS[TASKS[name][1]](experiment.data_root(config))
+    except DataError as error:
+      yield str(error)
+
+
+def unusable(datasets: Mapping[str, Dataset], evaluation_split: str) -> list[str]:
+  """What keeps opened datasets from being trained on and scored: reads every row of those two splits, and no media."""
+  found = []
+  for name, dataset in datasets.items():
+    where = f"{type(dataset).__name__} in {dataset.label_root}"
+    if missing := [split for split in ("train", evaluation_split) if split not in dataset.splits()]:
+      found.append(f"{where} has no split {' and no '.join(missing)}, only {', '.join(dataset.splits())}")
+      continue
+    try:
+      rows = {split: dataset.records(split) for split in ("train", evaluation_split)}
+    except DataError as error:
+      found.append(str(error))
+      continue
+    if empty := [split for split, records in rows.items() if not records]:
+      found.append(f"{where}: the split {' and '.join(empty)} is empty")
+    elif name == "avvp" and not any(record.dense for record in rows[evaluation_split]):
+      found.append(
+        f"{where}: no clip of the split {evaluation_split} has labels per second; AVVP is scored on those: "
+        "put AVVP_eval_audio.csv and AVVP_eval_visual.csv beside the split files"
+      )
+  return found

@@ -1,0 +1,75 @@
+"""Pretraining of the nano encoders: it can be redone, and never sees what is tested."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from configs import nano
+from data_pipelines.toybox.clips import KNOWN
+from data_pipelines.toybox.compose import DEFAULT_SIZES, plan_all
+from data_pipelines.toybox.library import read_manifest
+from data_pipelines.toybox.scene import sample_scene
+from phpjax import pretrain
+from phpjax.encoders import ENCODERS, pretrained
+
+SIZES = (16, 8, 4000)  # image, patch, samples per second
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+  """(folder, scores) of configs/nano.py:tiny."""
+  folder = tmp_path_factory.mktemp("nano")
+  return folder, pretrain.pretrain(nano.get_config("tiny"), folder)
+
+
+def digests(folder):
+  return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file() and p.suffix != ".json"}
+
+
+def test_it_writes_encoders_that_open_and_says_how_they_were_made(tiny):
+  folder, scores = tiny
+  assert all(0 <= value <= 1 for value in scores.values()) and {"visual_to_caption_R@1", "patch_accuracy"} <= set(scores)
+  for modality, name in nano.get_config("tiny").encoders.items():
+    opened = pretrained.load(name, str(folder / name), modality=modality)
+    assert isinstance(opened.module, ENCODERS[name][0])
+    assert opened.metadata["config"] == json.loads(nano.get_config("tiny").to_json()) and opened.metadata["test"] == scores
+
+
+def test_the_same_seed_gives_the_same_weights(tiny, tmp_path):
+  folder, scores = tiny
+  assert pretrain.pretrain(nano.get_config("tiny"), tmp_path) == scores
+  assert digests(folder) == digests(tmp_path) and len(digests(folder)) >= 3
+
+
+def test_only_known_objects_are_drawn():
+  names = {entry["file"] for entry in read_manifest()["files"] if entry["split"] in KNOWN}
+  library = pretrain.known_library()
+  drawn = {piece.name for pieces in (*library.pictures.values(), *library.sounds.values()) for piece in pieces}
+  assert drawn and drawn | set(library.background_names) <= names
+
+
+def test_no_scene_is_one_of_a_benchmark(monkeypatch):
+  drawn = []
+  monkeypatch.setattr(pretrain.toybox_scene, "sample_scene", lambda *a, **k: drawn.append(sample_scene(*a, **k)) or drawn[-1])
+  c = nano.get_config()
+  for step in (1, 2, -1, -2):
+    for row in range(8):
+      pretrain.example((c.seed, abs(step), int(step < 0), row), *SIZES)
+  looks = lambda scene: {(t.class_id, t.picture, t.x0, t.y0) for t in scene.objects}
+  trained_on = set().union(*map(looks, drawn))
+  plans = plan_all(0, DEFAULT_SIZES)
+  tested = set().union(*(looks(clip.scene) for splits in plans.values() for clips in splits.values() for clip in clips))
+  assert trained_on and tested and not trained_on & tested
+
+
+def test_a_batch_does_not_depend_on_who_draws_it():
+  c = nano.get_config("tiny")
+  alone, again = (list(pretrain.batches(range(1, 3), c, SIZES)) for _ in range(2))
+  c.num_workers = 1
+  pooled = list(pretrain.batches(range(1, 3), c, SIZES))
+  for one, two, three in zip(alone, again, pooled, strict=True):
+    for key in one:
+      np.testing.assert_array_equal(one[key], two[key])
+      np.testing.assert_array_equal(one[key], three[key])

@@ -1,0 +1,267 @@
+"""What a finished run writes: bad clips, labels for the trivial predictor, figures that fail, versions, planned memory."""
+
+import functools
+import json
+import pathlib
+import shutil
+import types
+
+import fabricate
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import phpjax
+from data_pipelines import DATASETS, DataError, Media
+from data_pipelines.base import ClipCache
+from data_pipelines.views import GroupedQuestions, LabelledSeconds
+from phpjax import figures, results, scoring
+
+MEDIA = Media(image_size=16, sample_rate_hz=8000)
+TASKS = {"ave": "ave", "avvp": "llp", "avs": "avsbench", "avqa": "music_avqa"}
+EVALUATED = ("test", "unseen")
+
+
+class Told:
+  """A display that remembers."""
+
+  def __init__(self) -> None:
+    self.notes, self.evaluations = [], []
+
+  def note(self, text: str) -> None:
+    self.notes.append(text)
+
+  def evaluation(self, name: str, done: int, total: int) -> None:
+    self.evaluations.append((name, done, total))
+
+
+class FakeRun:
+  """What phpjax.results reads of a run; a new one is a process that has read nothing yet."""
+
+  def __init__(self, root: pathlib.Path, folder: pathlib.Path, *, policy: str = "skip", eval_batch_size: int = 2) -> None:
+    self.names, self.folder, self.progress = list(TASKS), folder, Told()
+    self.datasets = {name: DATASETS[data](root) for name, data in TASKS.items()}
+    data = types.SimpleNamespace(num_threads=2, toybox="", evaluation_split="test")
+    self.config = types.SimpleNamespace(eval_batch_size=eval_batch_size, data=data)
+    self.evaluation_splits, self.decoded = EVALUATED, []
+    tasks = {name: types.SimpleNamespace(num_classes=len(d.classes) + (name == "ave")) for name, d in self.datasets.items()}
+    infos = {name: types.SimpleNamespace(classes=(*d.classes, "background")) for name, d in self.datasets.items()}
+    self.experiment = types.SimpleNamespace(tasks=tasks, infos=infos)
+    self.source = functools.cache(functools.partial(self._source, policy))
+    for dataset in self.datasets.values():
+      dataset.decode_clip = functools.partial(self._decode, dataset.decode_clip)
+
+  def _source(self, policy: str, name: str, split: str):
+    source = self.datasets[name].examples(split, MEDIA, on_bad_clip=policy, cache=ClipCache())
+    if name == "avqa":
+      return GroupedQuestions(source, 2)
+    return LabelledSeconds(source) if name == "avs" and split == "train" else source
+
+  def _decode(self, decode, record, media):
+    self.decoded.append(record.clip)
+    return decode(record, media)
+
+  def read_all(self) -> None:
+    """What learning and evaluating everything reads."""
+    for name, data in self.datasets.items():
+      for split in (s for s in ("train", *EVALUATED) if s in data.splits()):
+        source = self.source(name, split)
+        [source[i] for i in range(len(source))]
+
+  def predictor(self, name: str):
+    return lambda batch: {"scores": jnp.asarray(batch["label"]) * batch["mask"][:, None].astype(np.int32)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A data root with all four benchmarks."""
+  root = tmp_path_factory.mktemp("whole")
+  for name in TASKS.values():
+    fabricate.MAKERS[name](root / DATASETS[name].folders[0])
+  names = "xyz"  # two more clips of AVS, so that one may be bad
+  s4 = root / "AVSBench" / "Single-source" / "s4_data"
+  rows = [f"{name},0,dog_barking,train" for name in names]
+  with (s4.parent / "s4_meta_data.csv").open("a") as file:
+    file.write("\n".join(rows) + "\n")
+  for kind in ("visual_frames", "gt_masks"):
+    for name in names:
+      folder = s4 / kind / "train" / "dog_barking"
+      shutil.copytree(folder / "train_clip_0", folder / name)
+      for path in (folder / name).iterdir():
+        path.rename(path.with_name(path.name.replace("train_clip_0", name)))
+  for name in names:
+    wave = s4 / "audio_wav" / "train" / "dog_barking" / "train_clip_0.wav"
+    shutil.copy(wave, wave.with_name(f"{name}.wav"))
+  return root
+
+
+BAD = {
+  "ave": {"train": ["-bbbbbbbbb_"], "test": [], "unseen": []},
+  "avvp": {"train": [], "test": ["-bbbbbbbbb__10_20"]},
+  "avs": {"train": ["y"], "test": []},
+  "avqa": {"train": ["00000001"], "test": []},
+}
+
+
+@pytest.fixture(scope="module")
+def damaged(whole, tmp_path_factory):
+  """The same with one bad clip in each."""
+  root = tmp_path_factory.mktemp("damaged") / "data"
+  shutil.copytree(whole, root)
+  for path in ("AVE/-bbbbbbbbb_.mp4", "LLP/video/-bbbbbbbbb_.mp4", "MUSIC-AVQA/video/00000001.mp4",
+               "AVSBench/Single-source/s4_data/gt_masks/train/dog_barking/y/y_1.png"):  # fmt: skip
+    (root / path).write_bytes(b"")
+  return root
+
+
+# -- bad clips ---------------------------------------------------------------------------------------------------
+
+
+def test_bad_clips_are_listed_by_task_and_split(damaged, tmp_path):
+  run = FakeRun(damaged, tmp_path)
+  run.read_all()
+  before = len(run.decoded)
+  assert results.data_summary(run)["bad_clips"] == BAD
+  assert len(run.decoded) == before and not run.progress.evaluations, "what is known is not read again"
+
+
+@pytest.mark.parametrize("seen", [(), (("ave", 1), ("avqa", 0))])
+def test_a_continued_run_lists_the_same(damaged, tmp_path, seen):
+  run = FakeRun(damaged, tmp_path)
+  for name, index in seen:
+    run.source(name, "train")[index]
+  assert results.data_summary(run)["bad_clips"] == BAD
+  assert ("ave test (search for bad clips)", 1, 1) in run.progress.evaluations
+  assert set(run.decoded) == {r.clip for d in run.datasets.values() for s in ("train", *EVALUATED) if s in d.splits()
+                              for r in d.records(s)}, "val is not touched"  # fmt: skip
+
+
+def test_where_bad_clips_stop_a_run_nothing_is_opened_to_find_them(whole, tmp_path):
+  run = FakeRun(whole, tmp_path, policy="error")
+  found = results.data_summary(run)["bad_clips"]
+  assert found == {name: {split: [] for split in splits} for name, splits in BAD.items()} and run.decoded == []
+
+
+# -- labels of the trivial predictor -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_labels_are_those_of_the_rows_that_the_method_sees(damaged, tmp_path, name):
+  """For questions, those of the rows of the file; for all others those of the examples."""
+  for split in ("train", "test"):
+    run = FakeRun(damaged, tmp_path)
+    found = results.labels_of(run, name, split)
+    source = run.source(name, split) if name == "avs" else run.source(name, split).rows
+    seen = [example for example in (source[i] for i in range(len(source))) if example["mask"]]
+    assert len(found) == len(seen) == len(source) - len([r for r in source.rows.records if r.clip in BAD[name][split]])
+    for one, example in zip(found, seen, strict=True):
+      assert set(one) <= set(example) - {"visual", "audio"} and "label" in one
+      for key, value in one.items():
+        np.testing.assert_array_equal(value, example[key])
+    assert scoring.trivial_labels(name, found, 5)["label" if name != "avvp" else "dense"].shape[0] == len(found)
+
+
+def test_masks_are_read_with_progress_and_let_their_clips_go(whole, tmp_path):
+  run = FakeRun(whole, tmp_path)
+  found = results.labels_of(run, "avs", "train")
+  assert run.progress.evaluations == [("avs train (trivial predictor)", done, 2) for done in (1, 2)]
+  for row in found:
+    assert set(row) == {"label", "label_mask"} and row["label"].shape == (1, 16, 16)
+    held = row["label"] if row["label"].base is None else row["label"].base
+    assert held.nbytes <= 2 * row["label"].nbytes, "of a batch of two no more than the masks is kept"
+
+
+def test_other_labels_touch_no_media(whole, tmp_path):
+  run = FakeRun(whole, tmp_path, policy="error")
+  for name in ("ave", "avvp", "avqa"):
+    assert len(results.labels_of(run, name, "train")) == len(run.datasets[name].records("train"))
+  assert run.decoded == []
+
+
+def test_a_split_without_any_good_clip_is_one_clear_line(whole, tmp_path):
+  root = tmp_path / "data"
+  shutil.copytree(whole, root)
+  (root / "AVE/ccccccccccc.mp4").unlink()
+  with pytest.raises(DataError, match="no clip of ave test can be read"):
+    results.labels_of(FakeRun(root, tmp_path), "ave", "test")
+
+
+# -- the end of a run --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eval_batch_size", [1, 2, 4])
+def test_examples_do_not_depend_on_the_batch_size(whole, tmp_path, eval_batch_size):
+  run = FakeRun(whole, tmp_path, eval_batch_size=eval_batch_size)
+  run.evaluation_splits = ("train",)
+  found = results.examples(run, "avqa", 3)
+  assert [row["id"] for row in found] == ["00000001/1", "va000002/3"]
+  for row in found:
+    np.testing.assert_array_equal(row["outputs"]["scores"], row["label"])
+
+
+def test_bad_clips_are_no_examples(damaged, tmp_path):
+  run = FakeRun(damaged, tmp_path)
+  run.evaluation_splits = ("train",)
+  assert [row["id"] for row in results.examples(run, "ave", 3)] == [fabricate.CLIP_IDS[0]]
+
+
+@pytest.fixture
+def ending(whole, tmp_path, monkeypatch):
+  """(run, its final results, names of the figures that were drawn): figures draw nothing, results hold what `finish` reads."""
+  drawn, run = [], FakeRun(whole, tmp_path)
+  final = {"mean_accuracy": 0.5, "forgetting": 0.25, "data": {"bad_clips": {"ave": {"train": ["a", "b"], "test": ["c"]}}}}
+  monkeypatch.setattr(results, "assemble", lambda run: final)
+  monkeypatch.setattr(results, "examples", lambda run, name, count: [])
+  for name in ("accuracy_matrix", "score_over_tasks", *results.EXAMPLE_FIGURES.values()):
+    monkeypatch.setattr(figures, name, lambda *arguments: drawn.append(pathlib.Path(arguments[-1]).name))
+  return run, final, drawn
+
+
+def test_a_figure_that_fails_is_told_and_loses_nothing_else(ending, monkeypatch):
+  run, final, drawn = ending
+
+  def fail(*arguments):
+    raise RuntimeError("no font\nfound")
+
+  monkeypatch.setattr(figures, "avs_overlays", fail)
+  monkeypatch.setattr(figures, "accuracy_matrix", fail)
+  assert results.finish(run) == final == json.loads((run.folder / "results.json").read_text())
+  assert drawn == ["score_over_tasks.png", "ave_timelines.png", "avvp_timelines.png", "avqa_examples.png"]
+  failed = [note for note in run.progress.notes if "not drawn" in note]
+  assert failed == [f"figure {name} is not drawn: RuntimeError: no font found" for name in ("accuracy_matrix", "avs_overlays")]
+
+
+def test_results_are_written_last_and_bad_clips_are_counted(ending, monkeypatch):
+  run, _, drawn = ending
+  there = []
+  monkeypatch.setattr(figures, "avqa_examples", lambda *_: there.append((run.folder / "results.json").exists()))
+  results.finish(run)
+  assert there == [False] and len(drawn) == 5
+  [note] = [note for note in run.progress.notes if "left out" in note]
+  assert note.startswith("3 clips") and "\n" not in note and str(run.folder / "results.json") in note
+
+
+def test_an_interrupt_while_drawing_is_no_failed_figure(ending, monkeypatch):
+  run, _, _ = ending
+
+  def stop(*arguments):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(figures, "ave_timelines", stop)
+  with pytest.raises(KeyboardInterrupt):
+    results.finish(run)
+  assert not (run.folder / "results.json").exists()
+
+
+def test_versions_of_what_is_not_installed_are_none(monkeypatch):
+  monkeypatch.setattr(results, "PACKAGES", ("numpy", "no-such-package"))
+  found = results.versions()
+  assert found["phpjax"] == phpjax.__version__ and found["numpy"] == np.__version__ and found["no-such-package"] is None
+
+
+def test_donated_buffers_are_planned_once():
+  x = jax.ShapeDtypeStruct((1000,), np.float32)
+  kept, donated = (jax.jit(lambda x: x + 1, donate_argnums=d).lower(x).compile() for d in ((), (0,)))
+  assert results.planned_bytes(kept) - results.planned_bytes(donated) == 4000
+  assert results.planned_bytes(donated) >= 4000

@@ -1,0 +1,60 @@
+"""A method that keeps statistics: its state flows through training, the end of a task, checkpoints and back."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from command import tiny_toybox  # noqa: F401  fixture
+
+from configs import linear_probe
+from phpjax import methods, run, train
+
+NUM_CLIPS, STEPS, SECONDS = 4, 2, 10  # of AVE in the tiny toybox, one epoch of batches of two
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeper(methods.Method):
+  """Counts the seconds it has seen (shared) and the steps of a task, and keeps the mean unprompted feature of a task."""
+
+  def init_state(self):
+    return {"seconds": jnp.zeros(())}
+
+  def init_task_state(self, task):
+    return {"steps": jnp.zeros(()), "mean": jnp.zeros(self.backbone.visual.embed_dim)}
+
+  def start(self, task, trainable, frozen, state, past, streams, *, query, rng, train):
+    if not train:
+      return {}
+    own = state["task"]["method"]
+    shared = {"seconds": state["shared"]["seconds"] + streams["visual"].tokens.shape[0]}
+    return {"state": {"shared": shared, "task": {**state["task"], "method": {**own, "steps": own["steps"] + 1}}}}
+
+  def end_task(self, params, state, task, features):
+    rows = [np.asarray(found["visual"].pooled)[np.repeat(batch["mask"], SECONDS) > 0] for found, batch in features(False)]
+    own = {**state["tasks"][task.name]["method"], "mean": jnp.asarray(np.concatenate(rows).mean(0))}
+    tasks = {**state["tasks"], task.name: {**state["tasks"][task.name], "method": own}}
+    return params, {**state, "tasks": tasks}
+
+
+@pytest.fixture
+def config(monkeypatch, toybox):
+  monkeypatch.setitem(methods.METHODS, "keeper", Keeper)
+  c = linear_probe.get_config("tiny")
+  c.method.name, c.tasks, c.data.root = "keeper", ("ave",), str(toybox)
+  return c
+
+
+def test_the_state_of_a_method_is_kept_and_comes_back(config, tmp_path):
+  train.train_and_evaluate(config, tmp_path / "run")
+  with run.open_run(config, tmp_path / "run") as opened:
+    assert run.restore(opened)
+    kept = jax.device_get(opened.state)
+    assert kept["shared"]["seconds"] == NUM_CLIPS * SECONDS and kept["tasks"]["ave"]["method"]["steps"] == STEPS
+    encoder = opened.experiment.encoders["visual"]
+    frames = np.concatenate([batch["visual"] for _, batch in opened.features("ave", False)])[:NUM_CLIPS]
+    pooled = jax.jit(encoder.module.apply)({"params": encoder.params}, frames.reshape(-1, *frames.shape[2:])).pooled
+    np.testing.assert_allclose(kept["tasks"]["ave"]["method"]["mean"], pooled.mean(0), rtol=1e-4, atol=1e-5)
+    small.assert_same_bits(opened.params["encoders"]["visual"], encoder.params)
