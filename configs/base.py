@@ -7,8 +7,21 @@ from ml_collections import ConfigDict
 VARIANTS = ("full", "toybox", "tiny")
 
 # Sizes of PHP's modules. Full: the release's. Nano and tiny encoders have narrower layers and so smaller prompts.
+_PHP = {
+  "reduction": 8,
+  "groups": 2,
+  "alpha": 0.2,
+  "beta": 0.05,
+  "gamma": 0.01,
+  "num_context": 4,
+  "warm_start": True,
+  "class_weight": 5.0,
+  "audio_to_visual_weight": 2.0,
+  "visual_to_audio_weight": 1.5,
+}
 PHP = {
   "full": {
+    **_PHP,
     "num_mid_prompts": 32,
     "codebook_size": 256,
     "generator_depth": 3,
@@ -20,6 +33,7 @@ PHP = {
     "audio_logit_scale": "released",
   },
   "toybox": {
+    **_PHP,
     "num_mid_prompts": 8,
     "codebook_size": 16,
     "generator_depth": 1,
@@ -31,6 +45,7 @@ PHP = {
     "audio_logit_scale": "exp",
   },  # the nano audio tower was trained with the exponential
   "tiny": {
+    **_PHP,
     "num_mid_prompts": 4,
     "codebook_size": 8,
     "generator_depth": 1,

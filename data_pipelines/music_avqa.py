@@ -117,10 +117,6 @@ class MusicAVQA(Dataset):
       raise DataError(f"{where}: {len(words)} words, a question has at most {QUESTION_LENGTH}")
     return tuple(self._words[word] for word in words)
 
-  def encode(self, question: str) -> np.ndarray:
-    """A question as asked, e.g. "Is the violin in the video always playing?" -> int32 [14] or DataError."""
-    return _padded(self.tokens(question_words(question, [], repr(question)), repr(question)))
-
   def labels(self, record: Question) -> Example:
     return {"question": _padded(record.tokens), "label": np.int32(record.answer),
             "type": np.int32(record.type)}

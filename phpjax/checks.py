@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import DATASETS, DataError, Dataset
 from data_pipelines.toybox import compose
-from phpjax import backend, experiment, sharding
+from phpjax import backend, experiment, model, sharding
 from phpjax.encoders import ENCODERS, make_encoder, pretrained
 from phpjax.errors import UserError
 from phpjax.methods import METHODS
@@ -89,8 +89,10 @@ def _method(config: ConfigDict) -> Iterator[str]:
   if config.method.name not in METHODS:
     yield f"unknown method {config.method.name!r}; known: {', '.join(sorted(METHODS))}"
   elif all(e.name in ENCODERS and ENCODERS[e.name][0].modality == m for m, e in config.encoders.items()):
+    modules = {m: make_encoder(e.name) for m, e in config.encoders.items()}
     try:
-      experiment.method_of(config, {m: make_encoder(e.name) for m, e in config.encoders.items()})
+      model.layer_map({m: module for m, module in modules.items() if m != "text"})
+      experiment.method_of(config, modules)
     except ValueError as error:
       yield str(error)
 

@@ -29,7 +29,7 @@ from data_pipelines.toybox import library as toybox_library
 from data_pipelines.toybox import render
 from data_pipelines.toybox import scene as toybox_scene
 from phpjax import cli
-from phpjax.encoders import make_encoder, pretrained
+from phpjax.encoders import make_encoder, pretrained, unit
 from phpjax.encoders.tokenizer import Tokenizer, word_tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -171,10 +171,6 @@ def batches(steps: range, c: ConfigDict, sizes: tuple[int, int, int]) -> Iterato
         yield waiting.popleft().get()
     while waiting:
       yield waiting.popleft().get()
-
-
-def unit(x: jax.Array) -> jax.Array:
-  return x / jnp.linalg.norm(x, axis=-1, keepdims=True).clip(1e-6)
 
 
 def soft_cross_entropy(logits: jax.Array, target: jax.Array) -> jax.Array:

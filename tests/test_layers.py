@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "phpjax.scoring": {"phpjax.metrics"},
   "phpjax.predictions": {"phpjax.figures", "phpjax.metrics"},
   "phpjax.experiment": {*PARTS, "phpjax.backend", "phpjax.errors", "phpjax.sharding"},  # config -> objects
-  "phpjax.checks": {*PARTS, "phpjax.backend", "phpjax.errors", "phpjax.experiment", "phpjax.sharding"},
+  "phpjax.checks": {*PARTS, "phpjax.backend", "phpjax.errors", "phpjax.experiment", "phpjax.model", "phpjax.sharding"},
   "phpjax.results": {*PARTS, *TOOLS, "phpjax.scoring"},
   "phpjax.run": {*PARTS, *TOOLS, "phpjax.checks", "phpjax.experiment", "phpjax.optimizer", "phpjax.results", "phpjax.steps"},
   "phpjax.train": BELOW_TRAIN,
