@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping
 import jax
 from ml_collections import ConfigDict
 
-from data_pipelines import DATASETS, DataError, Dataset
+from data_pipelines import DataError, Dataset
 from data_pipelines.toybox import compose
 from phpjax import backend, experiment, model, sharding
+from phpjax.benchmarks import BENCHMARKS
 from phpjax.encoders import ENCODERS, make_encoder, pretrained
 from phpjax.errors import UserError
 from phpjax.methods import METHODS
-from phpjax.tasks import TASKS
 
 REQUIRED = ("seed", "tasks", "batch_size", "num_epochs", "epoch_factor", "mesh", "method", "encoders", "data", "opt")
 
@@ -39,8 +39,8 @@ def _choices(config: ConfigDict) -> Iterator[str]:
   ):
     if value not in choices:
       yield f"{field}={value!r} is not one of {', '.join(map(repr, choices))}"
-  if unknown := [name for name in config.tasks if name not in TASKS]:
-    yield f"unknown tasks {', '.join(unknown)}; known: {', '.join(TASKS)}"
+  if unknown := [name for name in config.tasks if name not in BENCHMARKS]:
+    yield f"unknown tasks {', '.join(unknown)}; known: {', '.join(BENCHMARKS)}"
   if not config.tasks or len(set(config.tasks)) < len(config.tasks):
     yield "tasks must name at least one task, each once"
 
@@ -107,9 +107,9 @@ def _data(config: ConfigDict) -> Iterator[str]:
       "(or run the embedded default, --config=....py:toybox)"
     )
     return
-  for name in (n for n in config.tasks if n in TASKS):
+  for name in (n for n in config.tasks if n in BENCHMARKS):
     try:
-      DATASETS[TASKS[name][1]](experiment.data_root(config))
+      BENCHMARKS[name].dataset(experiment.data_root(config))
     except DataError as error:
       yield str(error)
 
@@ -129,9 +129,6 @@ def unusable(datasets: Mapping[str, Dataset], evaluation_split: str) -> list[str
       continue
     if empty := [split for split, records in rows.items() if not records]:
       found.append(f"{where}: the split {' and '.join(empty)} is empty")
-    elif name == "avvp" and not any(record.dense for record in rows[evaluation_split]):
-      found.append(
-        f"{where}: no clip of the split {evaluation_split} has labels per second; AVVP is scored on those: "
-        "put AVVP_eval_audio.csv and AVVP_eval_visual.csv beside the split files"
-      )
+    elif reason := BENCHMARKS[name].unusable(evaluation_split, rows[evaluation_split]):
+      found.append(f"{where}: {reason}")
   return found

@@ -15,22 +15,13 @@ from ml_collections import ConfigDict
 from data_pipelines import DATASETS, DataError, Dataset, Media
 from data_pipelines.toybox import compose
 from phpjax import backend
+from phpjax.benchmarks import BENCHMARKS, TaskInfo
 from phpjax.encoders import ENCODERS, pretrained
 from phpjax.errors import UserError
 from phpjax.methods import METHODS, Backbone, Method, Sizes, make_method
-from phpjax.tasks import TASKS, Task, Widths
+from phpjax.tasks import Task
 
 Tree = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskInfo:
-  """What a task needs of its dataset; small enough to be stored beside a checkpoint, so that none is needed to load it."""
-
-  name: str
-  seconds: int
-  classes: tuple[str, ...]
-  words: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +99,7 @@ def open_datasets(config: ConfigDict, progress: Any = None) -> dict[str, Dataset
   """{task name: Dataset}; raises UserError."""
   try:
     root = data_root(config, progress)
-    return {name: DATASETS[TASKS[name][1]](root) for name in config.tasks}
+    return {name: BENCHMARKS[name].dataset(root) for name in config.tasks}
   except (DataError, OSError) as error:
     raise UserError(str(error)) from error
 
@@ -125,13 +116,6 @@ def data_identity(config: ConfigDict, datasets: dict[str, Dataset], infos: dict[
   return identity
 
 
-def describe(name: str, dataset: Dataset) -> TaskInfo:
-  """The dataset's part of a task."""
-  words = tuple(dataset.vocabulary["words"]) if name == "avqa" else ()
-  classes = (*dataset.classes, "background") if name == "ave" else tuple(dataset.classes)
-  return TaskInfo(name, dataset.seconds, classes, words)
-
-
 def build(config: ConfigDict, infos: dict[str, TaskInfo]) -> Experiment:
   """Opens the encoders and makes tasks and method; raises UserError for what the user can mend."""
   try:
@@ -139,8 +123,9 @@ def build(config: ConfigDict, infos: dict[str, TaskInfo]) -> Experiment:
       m: pretrained.load(e.name, e.weights, modality=m, dtype=backend.encoder_dtype(config.encoder_dtype), seed=config.seed)
       for m, e in config.encoders.items()
     }
-    method = method_of(config, {m: e.module for m, e in encoders.items()})
-    tasks = {name: make_task(info, encoders) for name, info in infos.items()}
+    modules = {m: e.module for m, e in encoders.items()}
+    method = method_of(config, modules)
+    tasks = {name: BENCHMARKS[name].make_task(info, modules) for name, info in infos.items()}
   except (ValueError, OSError) as error:
     raise UserError(str(error)) from error
   return Experiment(config, encoders, method, tasks, infos)
@@ -153,29 +138,15 @@ def method_of(config: ConfigDict, modules: Tree) -> Method:
   return make_method(config.method.name, Backbone(**sizes), **options)
 
 
-def make_task(info: TaskInfo, encoders: dict[str, pretrained.Pretrained]) -> Task:
-  """A task sized by its dataset and the encoders."""
-  visual, audio = encoders["visual"].module, encoders["audio"].module
-  widths = Widths(
-    visual.width, audio.width, visual.embed_dim, visual.num_tokens - visual.num_special, visual.num_special, audio.num_special
-  )
-  options: Tree = {}
-  if info.name == "avs":
-    options["image_size"] = visual.image_size
-  if info.name == "avqa":
-    options["num_words"] = len(info.words)
-  kind = TASKS[info.name][0]
-  return kind(widths, info.seconds, len(info.classes), name=info.name, classes=info.classes, **options)
-
-
 def listing() -> str:
   """Methods, tasks, encoders and datasets, one line each."""
   first = lambda cls: (cls.__doc__ or "").strip().splitlines()[0]
+  data = {cls: name for name, cls in DATASETS.items()}
   lines = [
     "methods:",
     *(f"  {name:16s}{first(cls)}" for name, cls in METHODS.items()),
     "tasks:",
-    *(f"  {name:16s}{first(cls)} [dataset {data}]" for name, (cls, data) in TASKS.items()),
+    *(f"  {name:16s}{first(benchmark.task)} [dataset {data[benchmark.dataset]}]" for name, benchmark in BENCHMARKS.items()),
     "encoders:",
     *(f"  {name:16s}{first(cls)}" for name, (cls, _) in ENCODERS.items()),
     "datasets:",

@@ -9,11 +9,9 @@ as the run has learned them.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 import pathlib
-import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,18 +23,18 @@ from jax.sharding import AxisType
 from ml_collections import ConfigDict
 from PIL import Image
 
-from data_pipelines import DATASETS, DataError, Media, MediaError, transforms
+from data_pipelines import Media, MediaError, transforms
 from data_pipelines import media as media_lib
-from data_pipelines.music_avqa import QUESTION_LENGTH, question_words
 from phpjax import checkpoint, cli, experiment, optimizer, partition, results, sharding, workdir
+from phpjax.benchmarks import BENCHMARKS, TaskInfo
 from phpjax.encoders import unit
 from phpjax.errors import UserError
-from phpjax.predictions import PREDICTIONS, Prediction
+from phpjax.predictions import Prediction
 from phpjax.steps import Steps
-from phpjax.tasks import TASKS
 
 Tree = dict[str, Any]
 Path = str | os.PathLike[str]
+ASKING = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.asks)  # tasks that answer a question
 CHUNK = 32  # pictures, seconds or texts encoded at once: bounds memory, and one shape means one compile
 
 
@@ -66,7 +64,7 @@ def load(folder: Path, step: int | None = None) -> Predictor:
   config = ConfigDict(_tuples(workdir.read_json(folder / workdir.CONFIG)))
   meta, items = _open_step(StepFolders(folder / checkpoint.FOLDER), step)
   try:
-    infos = {name: experiment.TaskInfo(**_tuples(info)) for name, info in meta["infos"].items()}
+    infos = {name: TaskInfo(**_tuples(info)) for name, info in meta["infos"].items()}
     built = experiment.build(config, infos)
     # One clip is one row: it cannot be split over devices, so the first one does it all.
     mesh = jax.make_mesh((1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 2, devices=jax.local_devices()[:1])
@@ -175,18 +173,15 @@ class Predictor:
     if found := problems(self.tasks, task, video, audio, question):
       raise UserError("; ".join(found))
     video, audio = (pathlib.Path(path).expanduser() if path else None for path in (video, audio))
-    info = self._experiment.infos[task]
-    batch: Tree = {"mask": np.ones(1, np.float32)}
-    if question is not None:
-      batch["question"] = question_ids(question, info.words)[None, None]
-      batch["question_mask"] = np.ones((1, 1), np.float32)
+    benchmark, info = BENCHMARKS[task], self._experiment.infos[task]
+    batch: Tree = {"mask": np.ones(1, np.float32), **benchmark.question(question, info)}
     try:
       clip = read_clip(task, info.seconds, self.media, video, audio)
     except MediaError as error:
       hint = "; give its sound as audio=FILE" if "audio" in error.reason and audio is None else ""
       raise UserError(f"{error.path}: {error.reason}{hint}") from error
     scores = self._scores(task, {**batch, **{k: v[None] for k, v in clip.items()}})
-    return PREDICTIONS[task].of(scores, info.classes, task=task, video=str(video), visual=clip["visual"], question=question)
+    return benchmark.prediction.of(scores, info.classes, task=task, video=str(video), visual=clip["visual"], question=question)
 
   def _scores(self, name: str, batch: Tree) -> Tree:
     """A batch of one clip -> the task's scores without the batch axis, by the very step that evaluates a run."""
@@ -277,7 +272,7 @@ def problems(
   """Everything that is missing or wrong among the arguments of a prediction, before anything is opened."""
   found, d = [], dashes
   if not task:
-    found.append(f"{d}task is missing, one of {', '.join(tasks or TASKS)}")
+    found.append(f"{d}task is missing, one of {', '.join(tasks or BENCHMARKS)}")
   elif tasks and task not in tasks:
     found.append(f"{d}task={task} is not learned here; there are {', '.join(tasks)}")
   if not video:
@@ -288,44 +283,16 @@ def problems(
     found.append(f"{d}video={video} is a folder of frames: {d}audio is missing")
   if audio and not pathlib.Path(audio).expanduser().is_file():
     found.append(f"{d}audio={audio}: no such file")
-  if task == "avqa" and not (question or "").strip():
-    found.append(f"{d}question is missing, avqa answers one")
-  if task in TASKS and task != "avqa" and question is not None:
-    found.append(f"{d}question is for avqa only, not for {task}")
+  if task in ASKING and not (question or "").strip():
+    found.append(f"{d}question is missing, {task} answers one")
+  if task in BENCHMARKS and task not in ASKING and question is not None:
+    found.append(f"{d}question is for {', '.join(ASKING)} only, not for {task}")
   return found
-
-
-def question_ids(question: str, words: Sequence[str]) -> np.ndarray:
-  """A question -> word indices int32 [14], 0 for padding; raises UserError naming a word outside the vocabulary.
-
-  Case may be mixed up (a question starts with a capital, "Is" and "is" are two words); "acoustic guitar" is acoustic_guitar.
-  """
-  for word in (word for word in words if "_" in word):
-    question = re.sub(rf"\b{re.escape(word.replace('_', ' '))}\b", word, question, flags=re.IGNORECASE)
-  table, lower = {word: i for i, word in enumerate(words)}, {word.lower(): i for i, word in reversed(list(enumerate(words)))}
-  try:
-    asked = question_words(question, [], repr(question))
-  except DataError as error:
-    raise UserError(str(error)) from error
-  if len(asked) > QUESTION_LENGTH:
-    raise UserError(f"question={question!r} has {len(asked)} words, more than the {QUESTION_LENGTH} that a question may have")
-  ids = np.zeros(QUESTION_LENGTH, np.int32)
-  for place, word in enumerate(asked):
-    spelled = word[:1].upper() + word[1:] if place == 0 and word[:1].upper() + word[1:] in table else word
-    index = table.get(spelled, lower.get(word.lower()))
-    if index is None:
-      close = difflib.get_close_matches(word, words[1:], n=1)
-      raise UserError(
-        f"question={question!r}: the word {word!r} is not among the run's {len(words) - 1} words"
-        + (f"; did you mean {close[0]!r}?" if close else "")
-      )
-    ids[place] = index
-  return ids
 
 
 def read_clip(task: str, seconds: int, media: Media, video: Path, audio: Path | None) -> dict[str, np.ndarray]:
   """visual uint8 [T, H, W, 3] and audio int16 [T, S] of the seconds that the task's benchmark would show; raises MediaError."""
-  spread = DATASETS[TASKS[task][1]].spread
+  spread = BENCHMARKS[task].dataset.spread
   if audio is None:
     clip = media_lib.decode_clip(video, media, seconds, spread=spread)
     return {"visual": clip.visual, "audio": clip.audio}
@@ -348,12 +315,13 @@ def read_sound(path: Path, rate_hz: int) -> np.ndarray:
 
 # -- command line ----------------------------------------------------------------------------------------------
 
+*_OTHERS, _LAST = BENCHMARKS
 FLAGS = {
   "workdir": "Folder of a run of phpjax.main.",
-  "task": "ave, avvp, avs or avqa.",
+  "task": f"{', '.join(_OTHERS)} or {_LAST}.",
   "video": "A clip, or a folder of numbered frames (then --audio too).",
   "audio": "A sound file in place of the video's own sound.",
-  "question": "For avqa.",
+  "question": f"For {', '.join(ASKING)}.",
   "out": "Folder for prediction.json and pictures; made if it does not exist.",
 }
 

@@ -274,12 +274,3 @@ def softmax(scores: np.ndarray) -> np.ndarray:
 def _number(x: Any) -> float:
   """Four decimals are all that a probability says."""
   return round(float(x), 4)
-
-
-# Task -> what a prediction of it is.
-PREDICTIONS: dict[str, type[Prediction]] = {
-  "ave": EventPrediction,
-  "avvp": EventPrediction,
-  "avs": MaskPrediction,
-  "avqa": AnswerPrediction,
-}

@@ -17,14 +17,12 @@ import numpy as np
 
 from data_pipelines import DataError, loader
 from data_pipelines.views import Picked
-from phpjax import figures, partition, scoring, workdir
-from phpjax.metrics import avs, avvp, continual, rows
+from phpjax import figures, partition, workdir
+from phpjax.benchmarks import BENCHMARKS
+from phpjax.metrics import continual, rows
 
 Tree = dict[str, Any]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
-EXAMPLE_FIGURES = {"ave": "ave_timelines", "avvp": "avvp_timelines", "avs": "avs_overlays", "avqa": "avqa_examples"}
-FIGURE_ROWS = {"ave": 3, "avvp": 3, "avs": 2, "avqa": 3}
-MASKS = ("label", "label_mask")
 
 
 def finish(run: Any) -> Tree:
@@ -49,13 +47,13 @@ def assemble(run: Any) -> Tree:
   return {
     "method": config.method.name,
     "tasks": names,
-    "metric": {name: scoring.main_metric(name) for name in names},
+    "metric": {name: BENCHMARKS[name].main for name in names},
     "matrix": history["matrix"],
     "unseen": history["unseen"],
     **{k: summary[k] for k in ("mean_accuracy", "forgetting", "bwt")},
     "summary": summary,
     "per_task": history["per_task"],
-    "trivial": {name: scores[scoring.main_metric(name)] for name, (_, scores) in trivial.items()},
+    "trivial": {name: scores[BENCHMARKS[name].main] for name, (_, scores) in trivial.items()},
     "trivial_predictor": {name: {"name": which, "scores": scores} for name, (which, scores) in trivial.items()},
     "parameters": parameters(run.experiment, run.params),
     "seed": config.seed,
@@ -73,23 +71,33 @@ def assemble(run: Any) -> Tree:
 
 def trivial_scores(run: Any, name: str) -> tuple[str, dict[str, float]]:
   """The best predictor that never looks at a clip, on the split of the accuracy matrix."""
-  num_classes = run.experiment.tasks[name].num_classes
-  splits = ("train", run.evaluation_splits[0])
-  return scoring.trivial(name, *(scoring.trivial_labels(name, labels_of(run, name, split), num_classes) for split in splits))
+  benchmark = BENCHMARKS[name]
+  train = benchmark.train_labels(labels_of(run, name, "train"))
+  test = benchmark.test_labels(labels_of(run, name, run.evaluation_splits[0]))
+  return benchmark.trivial(train, test, run.experiment.infos[name])
 
 
-def labels_of(run: Any, name: str, split: str) -> list[Tree]:
-  """The label arrays of the rows of a split that were not left out; masks are media, other labels are read without any."""
-  if name == "avs":
-    batches = read(run, Picked(run.source(name, split), MASKS), f"{name} {split} (trivial predictor)")
-    labels = [{k: batch[k][i] for k in MASKS} for batch in batches for i in np.flatnonzero(batch["mask"])]
-  else:
-    open_all(run, name, split)
-    source = run.source(name, split).rows
-    labels = [run.datasets[name].labels(record) for record in source.records if not source.reason(record)]
-  if not labels:
+def labels_of(run: Any, name: str, split: str) -> Iterator[Tree]:
+  """The label arrays of the rows of a split that were not left out, one by one; raises DataError if all of them were."""
+  labels = decoded_labels(run, name, split) if BENCHMARKS[name].labels_are_media else written_labels(run, name, split)
+  if (first := next(labels, None)) is None:
     raise DataError(f"no clip of {name} {split} can be read: --config.data.on_bad_clip=error says why")
-  return labels
+  yield first
+  yield from labels
+
+
+def decoded_labels(run: Any, name: str, split: str) -> Iterator[Tree]:
+  """Labels that are media, such as masks."""
+  keys = BENCHMARKS[name].label_keys
+  for batch in read(run, Picked(run.source(name, split), keys), f"{name} {split} (trivial predictor)"):
+    yield from ({k: batch[k][i] for k in keys} for i in np.flatnonzero(batch["mask"]))
+
+
+def written_labels(run: Any, name: str, split: str) -> Iterator[Tree]:
+  """Labels that stand in the annotations; no media are read for them."""
+  open_all(run, name, split)
+  source = run.source(name, split).rows
+  yield from (run.datasets[name].labels(record) for record in source.records if not source.reason(record))
 
 
 def bad_clips(run: Any, name: str, split: str) -> list[str]:
@@ -187,7 +195,7 @@ def draw(run: Any, final: Tree) -> None:
   drawings: dict[str, Callable[[pathlib.Path], Any]] = {
     "accuracy_matrix": lambda path: figures.accuracy_matrix(final, path),
     "score_over_tasks": lambda path: figures.score_over_tasks(final, path),
-    **{EXAMPLE_FIGURES[name]: functools.partial(draw_examples, run, name) for name in run.names},
+    **{BENCHMARKS[name].figure: functools.partial(draw_examples, run, name) for name in run.names},
   }
   for name, make in drawings.items():
     try:
@@ -198,15 +206,8 @@ def draw(run: Any, final: Tree) -> None:
 
 def draw_examples(run: Any, name: str, path: pathlib.Path) -> None:
   """Examples of a task, truth beside prediction."""
-  shown, info = examples(run, name, FIGURE_ROWS[name]), run.experiment.infos[name]
-  if name == "ave":
-    figures.ave_timelines([ave_example(row) for row in shown], info.classes[:-1], path)
-  elif name == "avvp":
-    figures.avvp_timelines([avvp_example(row) for row in shown], info.classes, path)
-  elif name == "avs":
-    figures.avs_overlays([avs_example(row) for row in shown], path)
-  elif name == "avqa":
-    figures.avqa_examples([avqa_example(row, run) for row in shown], path)
+  benchmark = BENCHMARKS[name]
+  benchmark.draw(examples(run, name, benchmark.figure_rows), run.experiment.infos[name], path)
 
 
 def examples(run: Any, name: str, count: int) -> list[Tree]:
@@ -217,48 +218,6 @@ def examples(run: Any, name: str, count: int) -> list[Tree]:
   batches = loader.batches(chosen, batch_size=run.config.eval_batch_size, seed=0, shuffle=False, num_threads=0)
   outputs = rows.join([jax.device_get(predict(batch)) for batch in batches])
   return [{**row, "outputs": {k: v[i] for k, v in outputs.items()}} for i, row in enumerate(chosen)]
-
-
-def ave_example(row: Tree) -> Tree:
-  """For `figures.ave_timelines`."""
-  return {"id": row["id"], "visual": row["visual"], "label": row["label"], "prediction": row["outputs"]["scores"].argmax(-1)}
-
-
-def avvp_example(row: Tree) -> Tree:
-  """For `figures.avvp_timelines`."""
-  outputs = row["outputs"]
-  said = {m: avvp.decide(outputs[m][None], outputs["clip"][None])[0] for m in ("audio", "visual")}
-  return {"id": row["id"], "visual": row["visual"], "truth": {m: row[f"dense_{m}"] for m in said}, "prediction": said}
-
-
-def avs_example(row: Tree) -> Tree:
-  """For `figures.avs_overlays`."""
-  logits = row["outputs"]["mask"]
-  return {
-    "id": row["id"],
-    "visual": row["visual"],
-    "label": row["label"],
-    "prediction": (logits > 0).astype(np.uint8),
-    "iou": avs.frame_iou(logits > 0, row["label"] > 0),
-  }
-
-
-def avqa_example(row: Tree, run: Any) -> Tree:
-  """For `figures.avqa_examples`."""
-  info, scores = run.experiment.infos["avqa"], row["outputs"]["scores"][0]  # the first question about the clip
-  share = np.exp(scores - scores.max())
-  share /= share.sum()
-  top = [(info.classes[i], float(share[i])) for i in np.argsort(-share)[:3]]
-  kind = "/".join(scoring.QUESTION_TYPES[int(row["type"][0])])
-  question = " ".join(info.words[i] for i in row["question"][0] if i) + "?"
-  return {
-    "id": row["id"],
-    "visual": row["visual"],
-    "type": kind,
-    "question": question,
-    "answer": info.classes[int(row["label"][0])],
-    "top": top,
-  }
 
 
 # -- dry run ---------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from ml_collections import ConfigDict
 
 from data_pipelines import DataError, Dataset, loader
 from data_pipelines.base import ClipCache
-from data_pipelines.views import GroupedQuestions, LabelledSeconds
 from phpjax import checkpoint, checks, experiment, optimizer, partition, results, sharding, workdir
+from phpjax.benchmarks import BENCHMARKS
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
 from phpjax.progress import Progress
@@ -89,11 +89,9 @@ class Run:
     return self.sources[name, split]
 
   def _source(self, name: str, split: str) -> Any:
-    policy = self.config.data.on_bad_clip
-    source = self.datasets[name].examples(split, self.experiment.media, on_bad_clip=policy, cache=self.clips)
-    if name == "avqa":
-      return GroupedQuestions(source, self.config.data.questions_per_clip)
-    return LabelledSeconds(source) if name == "avs" and split == "train" and self.config.data.labelled_seconds_only else source
+    config = self.config.data
+    source = self.datasets[name].examples(split, self.experiment.media, on_bad_clip=config.on_bad_clip, cache=self.clips)
+    return BENCHMARKS[name].view(source, split, config)
 
   def batches(self, name: str, split: str, *, batch_size: int, shuffle: bool, epoch: int = 0, start: int = 0) -> Iterator[Tree]:
     """This process's batches of one epoch."""
@@ -218,7 +216,7 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
     datasets = experiment.open_datasets(config, lambda done, total: progress.evaluation("composing the toybox", done, total))
     if found := checks.unusable(datasets, config.data.evaluation_split):
       raise UserError("; ".join(found))
-    infos = {name: experiment.describe(name, data) for name, data in datasets.items()}
+    infos = {name: BENCHMARKS[name].describe(name, data) for name, data in datasets.items()}
     built, identity = experiment.build(config, infos), experiment.data_identity(config, datasets, infos)
     checkpoints = None
     if folder is not None:

@@ -6,13 +6,15 @@ import dataclasses
 import functools
 import pathlib
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from data_pipelines import DataError
-from phpjax import evaluate, optimizer, results, scoring, sharding, workdir
+from phpjax import evaluate, optimizer, results, sharding, workdir
+from phpjax.benchmarks import BENCHMARKS
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
 from phpjax.run import Run, Stopped, begin, open_run, restore, return_freed_memory, stop_on_signal
@@ -166,28 +168,40 @@ def report(run: Run, name: str, epoch: int, scale: Tree, done: Dispatched) -> No
     )
 
 
+def score(run: Run, name: str, split: str, predict: Callable[[Tree], Tree]) -> dict[str, float]:
+  """Every score of a task on a split; raises DataError where there is nothing to score, as when all clips are bad."""
+  benchmark, total = BENCHMARKS[name], run.num_batches(name, split)
+
+  def summarise(parts: Sequence[Tree]) -> dict[str, float]:
+    if not any(len(rows) for part in parts for rows in part.values()):
+      hint = ": --config.data.on_bad_clip=error says why" if run.config.data.on_bad_clip == "skip" else ""
+      raise DataError(f"no clip of {name} {split} can be scored{hint}")
+    return benchmark.summarise(parts)
+
+  return evaluate.evaluate(
+    predict,
+    run.batches(name, split, batch_size=run.config.eval_batch_size, shuffle=False),
+    benchmark.statistics,
+    summarise,
+    on_batch=lambda done: run.progress.evaluation(f"{name} {split}", done, total),
+  )
+
+
 def evaluate_seen(run: Run, index: int) -> None:
   """Every task learned so far, on every evaluation split that its data has: one more row of the accuracy matrix."""
   main: dict[str, dict[str, float]] = {split: {} for split in run.evaluation_splits}
   for name in run.names[: index + 1]:
     predict = run.predictor(name)
     for split in (s for s in run.evaluation_splits if s in run.datasets[name].splits()):
-      total = run.num_batches(name, split)
-      scores = evaluate.evaluate(
-        predict,
-        run.batches(name, split, batch_size=run.config.eval_batch_size, shuffle=False),
-        lambda outputs, batch, name=name: scoring.statistics(name, outputs, batch),
-        lambda parts, name=name: scoring.summarise(name, parts),
-        on_batch=lambda done, name=name, split=split, total=total: run.progress.evaluation(f"{name} {split}", done, total),
-      )
-      main[split][name] = scores[scoring.main_metric(name)]
+      scores = score(run, name, split, predict)
+      main[split][name] = scores[BENCHMARKS[name].main]
       run.history["per_task"].append({"after": run.names[index], "task": name, "split": split, "scores": scores})
       run.log.evaluation(run.position.step, name, scores, split=split)
     return_freed_memory()
   run.history["matrix"] = evaluate.add_row(run.history["matrix"], main[run.evaluation_splits[0]], run.names, index)
   if len(main.get("unseen", ())) == index + 1:
     run.history["unseen"] = evaluate.add_row(run.history["unseen"], main["unseen"], run.names, index)
-  metrics = {name: scoring.main_metric(name) for name in run.names}
+  metrics = {name: BENCHMARKS[name].main for name in run.names}
   run.progress.matrix(run.names, run.history["matrix"], metrics)
   if len(run.history["unseen"]) == index + 1:
     run.progress.matrix(run.names, run.history["unseen"], metrics, title="the same on unseen objects, percent")

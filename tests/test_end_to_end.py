@@ -11,7 +11,7 @@ import small
 from command import SMALL, cli_server, finished_run, tiny_toybox  # noqa: F401  fixtures
 
 from configs import php_avqa
-from phpjax import checkpoint, run
+from phpjax import checkpoint, logs, run
 
 NOT_COMPARED = ("seconds", "peak_memory_bytes", "versions")
 NUM_STEPS = 8  # 2 tasks, 2 epochs, 2 steps
@@ -145,6 +145,7 @@ def damaged(stopped, tmp_path, damage):
   with run.open_run(config, folder) as opened:
     assert run.restore(opened)
     assert opened.live is None and list(opened.params["tasks"]) == ["ave"] == list(opened.state["tasks"])
+    logs.MetricsLog(folder, resume_step=opened.position.step, primary=True).close()  # as training would go on
     position, lines = dataclasses.replace(opened.position), logged(folder)
     opened.save()
     opened.checkpoints.wait()

@@ -107,6 +107,17 @@ def test_an_unreadable_clip_is_named_and_nothing_is_lost(cli, toybox, tmp_path):
   assert (folder / "config.json").is_file(), "the same command goes on once the clip is mended"
 
 
+def test_a_split_without_any_good_clip_is_named(cli, toybox, tmp_path):
+  data = tmp_path / "data"
+  shutil.copytree(toybox, data)
+  for record in DATASETS["ave"](data).records("test"):
+    (data / "AVE" / f"{record.id}.mp4").write_bytes(b"")
+  where = ("--config.data.toybox=", f"--config.data.root={data}", f"--workdir={tmp_path / 'run'}")
+  done = cli(TINY, "--config.tasks=('ave',)", "--config.data.on_bad_clip=skip", *where)
+  assert done.code == 2 and "Traceback" not in done.err, done.err
+  assert done.err.splitlines()[-1] == "error: no clip of ave test can be scored: --config.data.on_bad_clip=error says why"
+
+
 class Numbers:
   """Examples that are their own index."""
 

@@ -1,8 +1,9 @@
 """Who may import whom: the layers of the house, checked on the source files themselves.
 
 `main -> train -> everything`; `predict`, `report`, `bench`, `convert`, `pretrain` sit beside `train`; the
-parts (`methods`, `tasks`, `encoders`, `metrics`, `data_pipelines`, `configs`) know only themselves; `model`
-and `evaluate` receive objects. A new module needs a line in MAY_IMPORT: choose its layer there.
+parts (`methods`, `tasks`, `encoders`, `metrics`, `data_pipelines`, `configs`) know only themselves; `benchmarks`
+joins tasks, datasets and metrics, and the engine above asks it; `model` and `evaluate` receive objects. A new
+module needs a line in MAY_IMPORT: choose its layer there.
 """
 
 import ast
@@ -19,8 +20,8 @@ PARTS = {"configs", "data_pipelines", "phpjax.encoders", "phpjax.methods", "phpj
 TOOLS = {f"phpjax.{name}" for name in ("backend", "checkpoint", "errors", "figures", "logs", "partition", "progress",
                                        "sharding", "workdir")}
 BESIDE_TRAIN = {f"phpjax.{name}" for name in ("bench", "convert", "predict", "pretrain", "report")}
-ENGINE = {f"phpjax.{name}" for name in ("checks", "evaluate", "experiment", "model", "optimizer", "predictions", "results",
-                                          "run", "scoring", "steps")}
+ENGINE = {f"phpjax.{name}" for name in ("benchmarks", "checks", "evaluate", "experiment", "model", "optimizer", "predictions",
+                                        "results", "run", "steps")}
 BELOW_TRAIN = {*PARTS, *TOOLS, *ENGINE}
 
 # Module or package -> the project's modules and packages it may import. The longest matching name counts.
@@ -31,12 +32,15 @@ MAY_IMPORT: dict[str, set[str]] = {
   "phpjax.model": set(),
   "phpjax.optimizer": {"phpjax.partition"},
   "phpjax.steps": {"phpjax.backend", "phpjax.model", "phpjax.optimizer", "phpjax.sharding"},  # the two jitted functions
-  "phpjax.scoring": {"phpjax.metrics"},
   "phpjax.predictions": {"phpjax.figures", "phpjax.metrics"},
-  "phpjax.experiment": {*PARTS, "phpjax.backend", "phpjax.errors", "phpjax.sharding"},  # config -> objects
-  "phpjax.checks": {*PARTS, "phpjax.backend", "phpjax.errors", "phpjax.experiment", "phpjax.model", "phpjax.sharding"},
-  "phpjax.results": {*PARTS, *TOOLS, "phpjax.scoring"},
-  "phpjax.run": {*PARTS, *TOOLS, "phpjax.checks", "phpjax.experiment", "phpjax.optimizer", "phpjax.results", "phpjax.steps"},
+  "phpjax.benchmarks": {"data_pipelines", "phpjax.benchmarks", "phpjax.errors", "phpjax.figures", "phpjax.metrics",
+                        "phpjax.predictions", "phpjax.tasks"},
+  "phpjax.experiment": {*PARTS, "phpjax.backend", "phpjax.benchmarks", "phpjax.errors", "phpjax.sharding"},  # config -> objects
+  "phpjax.checks": {*PARTS, "phpjax.backend", "phpjax.benchmarks", "phpjax.errors", "phpjax.experiment", "phpjax.model",
+                    "phpjax.sharding"},
+  "phpjax.results": {*PARTS, *TOOLS, "phpjax.benchmarks"},
+  "phpjax.run": {*PARTS, *TOOLS, "phpjax.benchmarks", "phpjax.checks", "phpjax.experiment", "phpjax.optimizer",
+                 "phpjax.results", "phpjax.steps"},
   "phpjax.train": BELOW_TRAIN,
   **{name: {*BELOW_TRAIN, "phpjax.train", "phpjax.cli"} for name in BESIDE_TRAIN},
   "phpjax.main": {*BELOW_TRAIN, "phpjax.train", "phpjax.cli"},
@@ -143,6 +147,10 @@ def _write(root: pathlib.Path, file: str, text: str) -> None:
   ("phpjax/methods/php.py", "from ..tasks import event"),
   ("phpjax/methods/__init__.py", "from ..encoders import vit"),
   ("phpjax/tasks/event.py", "from data_pipelines import schema"),
+  ("phpjax/tasks/event.py", "from phpjax.benchmarks import Benchmark"),
+  ("phpjax/figures.py", "from phpjax import benchmarks"),
+  ("phpjax/benchmarks/ave.py", "from phpjax import results"),
+  ("phpjax/benchmarks/ave.py", "from phpjax.methods import php"),
   ("phpjax/metrics/ave.py", "import jax.numpy as jnp"),
   ("phpjax/metrics/deep/ave.py", "import scipy"),
   ("phpjax/encoders/vit.py", "import torch"),

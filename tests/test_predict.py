@@ -16,9 +16,9 @@ from PIL import Image
 
 import phpjax
 from data_pipelines import DATASETS
-from phpjax import cli, predict, predictions, scoring
+from phpjax import cli, predict, predictions
+from phpjax.benchmarks import BENCHMARKS, avqa
 from phpjax.errors import UserError
-from phpjax.tasks import TASKS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 QUESTION = "How many musical instruments were heard throughout the video?"
@@ -49,7 +49,7 @@ def test_what_is_loaded(predictor, tiny_run):
   assert "php" in repr(predictor) and str(tiny_run.workdir) in repr(predictor)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", BENCHMARKS)
 def test_every_task_answers(predictor, tiny_run, task, tmp_path):
   prediction = ask(predictor, task, tiny_run.clip())
   assert task in repr(prediction) and len(repr(prediction).splitlines()) > 1
@@ -64,7 +64,7 @@ def test_every_task_answers(predictor, tiny_run, task, tmp_path):
 
 def scores_of_a_split(predictor, tiny_run, task: str) -> dict[str, float]:
   """The benchmark's scores over the test split, made of predictions on files, without the training code's loader."""
-  dataset = DATASETS[TASKS[task][1]](tiny_run.data)
+  dataset = BENCHMARKS[task].dataset(tiny_run.data)
   parts = []
   for record in dataset.records("test"):
     files, labels = dataset.clip_files(record), dataset.labels(record)
@@ -77,8 +77,8 @@ def scores_of_a_split(predictor, tiny_run, task: str) -> dict[str, float]:
     elif task == "avqa":
       outputs = {"scores": np.eye(len(dataset.classes))[[[dataset.classes.index(said.answer)]]]}
       batch = {**batch, "label": batch["label"][None], "type": batch["type"][None], "question_mask": np.ones((1, 1))}
-    parts.append(scoring.statistics(task, outputs, batch))
-  return scoring.summarise(task, parts)
+    parts.append(BENCHMARKS[task].statistics(outputs, batch))
+  return BENCHMARKS[task].summarise(parts)
 
 
 @pytest.mark.parametrize("task", ["ave", "avqa"])
@@ -152,8 +152,8 @@ def test_frames_in_a_folder(predictor, tiny_run):
 
 
 def test_clip_is_cut_as_its_dataset_cuts_it(tiny_run, predictor):
-  for task, (_, name) in TASKS.items():
-    dataset = DATASETS[name](tiny_run.data)
+  for task, benchmark in BENCHMARKS.items():
+    dataset = benchmark.dataset(tiny_run.data)
     record = dataset.records("test")[0]
     files = dataset.clip_files(record)
     ours = predict.read_clip(task, dataset.seconds, predictor.media, files[0], files[1] if len(files) > 1 else None)
@@ -227,7 +227,7 @@ WORDS = ("<pad>", "Is", "is", "the", "How", "many", "acoustic_guitar", "in", "vi
   ],
 )
 def test_question_ids(question, ids):
-  found = predict.question_ids(question, WORDS)
+  found = avqa.question_ids(question, WORDS)
   assert found.dtype == np.int32 and found.tolist() == ids + [0] * (14 - len(ids))
 
 
@@ -242,7 +242,7 @@ def test_question_ids(question, ids):
 )
 def test_a_wrong_question_is_one_clear_line(question, message):
   with pytest.raises(UserError, match=message) as error:
-    predict.question_ids(question, WORDS)
+    avqa.question_ids(question, WORDS)
   assert "\n" not in str(error.value)
 
 

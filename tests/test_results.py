@@ -15,11 +15,10 @@ import pytest
 import phpjax
 from data_pipelines import DATASETS, DataError, Media
 from data_pipelines.base import ClipCache
-from data_pipelines.views import GroupedQuestions, LabelledSeconds
-from phpjax import figures, results, scoring
+from phpjax import figures, results
+from phpjax.benchmarks import BENCHMARKS
 
 MEDIA = Media(image_size=16, sample_rate_hz=8000)
-TASKS = {"ave": "ave", "avvp": "llp", "avs": "avsbench", "avqa": "music_avqa"}
 EVALUATED = ("test", "unseen")
 
 
@@ -40,23 +39,21 @@ class FakeRun:
   """What phpjax.results reads of a run; a new one is a process that has read nothing yet."""
 
   def __init__(self, root: pathlib.Path, folder: pathlib.Path, *, policy: str = "skip", eval_batch_size: int = 2) -> None:
-    self.names, self.folder, self.progress = list(TASKS), folder, Told()
-    self.datasets = {name: DATASETS[data](root) for name, data in TASKS.items()}
-    data = types.SimpleNamespace(num_threads=2, toybox="", evaluation_split="test")
+    self.names, self.folder, self.progress = list(BENCHMARKS), folder, Told()
+    self.datasets = {name: benchmark.dataset(root) for name, benchmark in BENCHMARKS.items()}
+    views = {"questions_per_clip": 2, "labelled_seconds_only": True}
+    data = types.SimpleNamespace(num_threads=2, toybox="", evaluation_split="test", **views)
     self.config = types.SimpleNamespace(eval_batch_size=eval_batch_size, data=data)
     self.evaluation_splits, self.decoded = EVALUATED, []
-    tasks = {name: types.SimpleNamespace(num_classes=len(d.classes) + (name == "ave")) for name, d in self.datasets.items()}
-    infos = {name: types.SimpleNamespace(classes=(*d.classes, "background")) for name, d in self.datasets.items()}
-    self.experiment = types.SimpleNamespace(tasks=tasks, infos=infos)
+    infos = {name: BENCHMARKS[name].describe(name, data) for name, data in self.datasets.items()}
+    self.experiment = types.SimpleNamespace(infos=infos)
     self.source = functools.cache(functools.partial(self._source, policy))
     for dataset in self.datasets.values():
       dataset.decode_clip = functools.partial(self._decode, dataset.decode_clip)
 
   def _source(self, policy: str, name: str, split: str):
     source = self.datasets[name].examples(split, MEDIA, on_bad_clip=policy, cache=ClipCache())
-    if name == "avqa":
-      return GroupedQuestions(source, 2)
-    return LabelledSeconds(source) if name == "avs" and split == "train" else source
+    return BENCHMARKS[name].view(source, split, self.config.data)
 
   def _decode(self, decode, record, media):
     self.decoded.append(record.clip)
@@ -77,8 +74,8 @@ class FakeRun:
 def whole(tmp_path_factory):
   """A data root with all four benchmarks."""
   root = tmp_path_factory.mktemp("whole")
-  for name in TASKS.values():
-    fabricate.MAKERS[name](root / DATASETS[name].folders[0])
+  for name, dataset in DATASETS.items():
+    fabricate.MAKERS[name](root / dataset.folders[0])
   names = "xyz"  # two more clips of AVS, so that one may be bad
   s4 = root / "AVSBench" / "Single-source" / "s4_data"
   rows = [f"{name},0,dog_barking,train" for name in names]
@@ -146,25 +143,26 @@ def test_where_bad_clips_stop_a_run_nothing_is_opened_to_find_them(whole, tmp_pa
 # -- labels of the trivial predictor -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", BENCHMARKS)
 def test_labels_are_those_of_the_rows_that_the_method_sees(damaged, tmp_path, name):
   """For questions, those of the rows of the file; for all others those of the examples."""
   for split in ("train", "test"):
     run = FakeRun(damaged, tmp_path)
-    found = results.labels_of(run, name, split)
-    source = run.source(name, split) if name == "avs" else run.source(name, split).rows
+    found = list(results.labels_of(run, name, split))
+    source = run.source(name, split) if BENCHMARKS[name].labels_are_media else run.source(name, split).rows
     seen = [example for example in (source[i] for i in range(len(source))) if example["mask"]]
     assert len(found) == len(seen) == len(source) - len([r for r in source.rows.records if r.clip in BAD[name][split]])
     for one, example in zip(found, seen, strict=True):
       assert set(one) <= set(example) - {"visual", "audio"} and "label" in one
       for key, value in one.items():
         np.testing.assert_array_equal(value, example[key])
-    assert scoring.trivial_labels(name, found, 5)["label" if name != "avvp" else "dense"].shape[0] == len(found)
+    gathered = BENCHMARKS[name].test_labels(iter(found))
+    assert set(gathered) == set(BENCHMARKS[name].label_keys) and {len(x) for x in gathered.values()} == {len(found)}
 
 
 def test_masks_are_read_with_progress_and_let_their_clips_go(whole, tmp_path):
   run = FakeRun(whole, tmp_path)
-  found = results.labels_of(run, "avs", "train")
+  found = list(results.labels_of(run, "avs", "train"))
   assert run.progress.evaluations == [("avs train (trivial predictor)", done, 2) for done in (1, 2)]
   for row in found:
     assert set(row) == {"label", "label_mask"} and row["label"].shape == (1, 16, 16)
@@ -175,7 +173,7 @@ def test_masks_are_read_with_progress_and_let_their_clips_go(whole, tmp_path):
 def test_other_labels_touch_no_media(whole, tmp_path):
   run = FakeRun(whole, tmp_path, policy="error")
   for name in ("ave", "avvp", "avqa"):
-    assert len(results.labels_of(run, name, "train")) == len(run.datasets[name].records("train"))
+    assert len(list(results.labels_of(run, name, "train"))) == len(run.datasets[name].records("train"))
   assert run.decoded == []
 
 
@@ -184,7 +182,7 @@ def test_a_split_without_any_good_clip_is_one_clear_line(whole, tmp_path):
   shutil.copytree(whole, root)
   (root / "AVE/ccccccccccc.mp4").unlink()
   with pytest.raises(DataError, match="no clip of ave test can be read"):
-    results.labels_of(FakeRun(root, tmp_path), "ave", "test")
+    next(results.labels_of(FakeRun(root, tmp_path), "ave", "test"))
 
 
 # -- the end of a run --------------------------------------------------------------------------------------------
@@ -213,7 +211,7 @@ def ending(whole, tmp_path, monkeypatch):
   final = {"mean_accuracy": 0.5, "forgetting": 0.25, "data": {"bad_clips": {"ave": {"train": ["a", "b"], "test": ["c"]}}}}
   monkeypatch.setattr(results, "assemble", lambda run: final)
   monkeypatch.setattr(results, "examples", lambda run, name, count: [])
-  for name in ("accuracy_matrix", "score_over_tasks", *results.EXAMPLE_FIGURES.values()):
+  for name in ("accuracy_matrix", "score_over_tasks", *(benchmark.figure for benchmark in BENCHMARKS.values())):
     monkeypatch.setattr(figures, name, lambda *arguments: drawn.append(pathlib.Path(arguments[-1]).name))
   return run, final, drawn
 

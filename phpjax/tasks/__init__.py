@@ -1,4 +1,4 @@
-"""Tasks of a sequence. `TASKS` names them with the dataset each one reads."""
+"""Kinds of tasks: heads and losses. `phpjax.benchmarks` joins each with the dataset it reads and the metric that scores it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,6 @@ from phpjax.tasks.event import AVE, AVVP
 from phpjax.tasks.question import AVQA
 from phpjax.tasks.segmentation import AVS
 
-# name -> (task, dataset of data_pipelines.DATASETS)
-TASKS: dict[str, tuple[type[Task], str]] = {
-  "ave": (AVE, "ave"),
-  "avvp": (AVVP, "llp"),
-  "avs": (AVS, "avsbench"),
-  "avqa": (AVQA, "music_avqa"),
-}
+TASKS: dict[str, type[Task]] = {"ave": AVE, "avvp": AVVP, "avs": AVS, "avqa": AVQA}
 
 __all__ = ["AVE", "AVQA", "AVS", "AVVP", "TASKS", "Task", "Widths"]

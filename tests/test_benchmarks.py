@@ -1,0 +1,161 @@
+"""Benchmarks: the table joins every part, and only it names tasks; what each says of its labels, questions and figures."""
+
+import ast
+import pathlib
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipelines import DATASETS, DataError
+from phpjax import train
+from phpjax.benchmarks import BENCHMARKS, TaskInfo
+from phpjax.errors import UserError
+from phpjax.metrics import METRICS
+from phpjax.tasks import TASKS
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+B, T, C, SIZE = 4, 5, 6, 8
+WORDS = ("<pad>", "Is", "it")
+
+
+def info_of(name: str) -> TaskInfo:
+  """Six classes and three words."""
+  return TaskInfo(name, T, tuple(f"class {i}" for i in range(C)), WORDS)
+
+
+def batch_of(name: str, *, mask: float = 1.0) -> tuple[dict, dict]:
+  """(scores as the task gives them, a batch of the dataset) of B clips, random."""
+  rng = np.random.default_rng(0)
+  ones = lambda *shape: rng.integers(0, 2, shape).astype(np.float32)
+  inputs = {
+    "id": [f"clip {i}" for i in range(B)],
+    "visual": rng.integers(0, 256, (B, T, SIZE, SIZE, 3), np.uint8),
+    "mask": np.full(B, mask, np.float32),
+  }
+  share = {"audio": rng.random((B, T, C)), "visual": rng.random((B, T, C)), "clip": rng.random((B, C))}
+  dense = {"dense_audio": ones(B, T, C), "dense_visual": ones(B, T, C), "dense": np.float32([1, 0, 1, 1])}
+  question = {"question": rng.integers(0, 3, (B, 2, 14)), "question_mask": np.float32([[1, 1], [1, 0], [1, 1], [1, 1]])}
+  answer = {"label": rng.integers(0, C, (B, 2)), "type": rng.integers(0, 9, (B, 2))}
+  outputs, labels = {
+    "ave": ({"scores": rng.normal(size=(B, T, C))}, {"label": rng.integers(0, C, (B, T))}),
+    "avvp": (share, {"label": np.ones((B, C), np.float32), **dense}),
+    "avs": ({"mask": rng.normal(size=(B, T, SIZE, SIZE))}, {"label": ones(B, T, SIZE, SIZE), "label_mask": np.ones((B, T))}),
+    "avqa": ({"scores": rng.normal(size=(B, 2, C))}, {**question, **answer}),
+  }[name]
+  return outputs, {**inputs, **labels}
+
+
+# -- the table ---------------------------------------------------------------------------------------------------
+
+
+def test_every_dataset_task_and_metric_is_joined():
+  joined = BENCHMARKS.values()
+  assert {benchmark.dataset for benchmark in joined} == set(DATASETS.values())
+  assert {benchmark.task for benchmark in joined} == set(TASKS.values())
+  assert {benchmark.metric for benchmark in joined} == set(METRICS.values())
+  assert len({benchmark.figure for benchmark in joined}) == len(BENCHMARKS)
+
+
+def strings(path: pathlib.Path) -> set[str]:
+  """The string constants of a file that are no docstrings."""
+  tree = ast.parse(path.read_text())
+  lone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+  return {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in lone}
+
+
+def test_who_trains_evaluates_and_predicts_names_no_task():
+  found = {path.name: names for path in (ROOT / "phpjax").glob("*.py") if (names := strings(path) & set(BENCHMARKS))}
+  assert found == {}
+
+
+# -- scores ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_scores_are_those_of_the_real_clips_in_any_batches(name):
+  benchmark, (outputs, batch) = BENCHMARKS[name], batch_of(name)
+  whole = benchmark.summarise([benchmark.statistics(outputs, batch)])
+  assert benchmark.main in whole and all(0 <= score <= 1 for score in whole.values())
+  cut = lambda tree, s: {k: v[s] for k, v in tree.items()}
+  parts = [benchmark.statistics(cut(outputs, s), cut(batch, s)) for s in (slice(0, 3), slice(3, B))]
+  padding = benchmark.statistics(*batch_of(name, mask=0))
+  assert {len(rows) for rows in padding.values()} == {0}
+  assert benchmark.summarise([*parts, padding]) == pytest.approx(whole)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize(("policy", "ending"), [("skip", "scored: .*on_bad_clip=error says why"), ("error", "scored")])
+def test_a_split_without_a_clip_to_score_is_one_clear_line(name, policy, ending):
+  outputs, batch = batch_of(name, mask=0)
+  done = []
+  run = types.SimpleNamespace(
+    config=types.SimpleNamespace(eval_batch_size=B, data=types.SimpleNamespace(on_bad_clip=policy)),
+    num_batches=lambda name, split: 1,
+    batches=lambda name, split, **options: iter([batch]),
+    progress=types.SimpleNamespace(evaluation=lambda *told: done.append(told)),
+  )
+  with pytest.raises(DataError, match=f"^no clip of {name} unseen can be {ending}$"):
+    train.score(run, name, "unseen", lambda batch: outputs)
+  assert done == [(f"{name} unseen", 1, 1)]
+
+
+# -- labels ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_trivial_predictor_is_scored_like_any_other(name):
+  benchmark, (_, batch) = BENCHMARKS[name], batch_of(name)
+  if benchmark.asks:  # here a row is a question, elsewhere a clip
+    asked = batch["question_mask"] > 0
+    batch = {"label": batch["label"][asked], "type": batch["type"][asked]}
+  count = len(batch["label"])
+  labels = lambda: ({k: batch[k][i] for k in benchmark.label_keys} for i in range(count))
+  which, scores = benchmark.trivial(benchmark.train_labels(labels()), benchmark.test_labels(labels()), info_of(name))
+  assert which and set(scores) <= set(benchmark.summarise([benchmark.statistics(*batch_of(name))]))
+  assert 0 <= scores[benchmark.main] <= 1
+
+
+def test_the_mean_mask_is_that_of_the_labelled_seconds():
+  _, batch = batch_of("avs")
+  label_mask = np.float32([[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0] * 5, [1] * 5])
+  rows = ({"label": label, "label_mask": mask} for label, mask in zip(batch["label"], label_mask, strict=True))
+  found = BENCHMARKS["avs"].train_labels(rows)["mean_mask"]
+  np.testing.assert_allclose(found, batch["label"][label_mask > 0].mean(0), rtol=1e-6)
+  none = BENCHMARKS["avs"].train_labels(iter([{"label": batch["label"][0], "label_mask": 0 * label_mask[0]}]))
+  np.testing.assert_array_equal(none["mean_mask"], np.zeros((SIZE, SIZE)))
+
+
+def test_dense_labels_are_asked_for_where_they_are_scored():
+  rows = [types.SimpleNamespace(dense=dense) for dense in (False, True)]
+  assert "AVVP_eval_audio.csv" in BENCHMARKS["avvp"].unusable("val", rows[:1])
+  assert BENCHMARKS["avvp"].unusable("val", rows) == ""
+  assert [name for name, benchmark in BENCHMARKS.items() if name != "avvp" and benchmark.unusable("val", rows)] == []
+
+
+# -- questions and figures ---------------------------------------------------------------------------------------
+
+
+def test_who_asks_gets_a_question_and_nobody_else():
+  for name, benchmark in BENCHMARKS.items():
+    found = benchmark.question("Is it?" if benchmark.asks else None, info_of(name))
+    if not benchmark.asks:
+      assert found == {}
+      continue
+    assert found["question"].tolist() == [[[1, 2] + [0] * 12]] and found["question_mask"].tolist() == [[1.0]]
+    with pytest.raises(UserError, match="question"):
+      benchmark.question("Is it blue?", info_of(name))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_examples_become_a_picture(name, tmp_path):
+  benchmark, (outputs, batch) = BENCHMARKS[name], batch_of(name)
+  rows = [
+    {**{k: v[i] for k, v in batch.items()}, "outputs": {k: v[i] for k, v in outputs.items()}}
+    for i in range(benchmark.figure_rows)
+  ]
+  path = tmp_path / f"{benchmark.figure}.png"
+  benchmark.draw(rows, info_of(name), path)
+  with Image.open(path) as image:
+    assert min(image.size) > 100
