@@ -17,11 +17,34 @@ from data_pipelines.schema import FETCH, DataError, Example, Record, index_of
 
 # Order of first appearance in Annotations.txt, which is the channel order of the original label arrays.
 CATEGORIES = (
-  "Church bell", "Male speech, man speaking", "Bark", "Fixed-wing aircraft, airplane",
-  "Race car, auto racing", "Female speech, woman speaking", "Helicopter", "Violin, fiddle", "Flute",
-  "Ukulele", "Frying (food)", "Truck", "Shofar", "Motorcycle", "Acoustic guitar", "Train horn", "Clock",
-  "Banjo", "Goat", "Baby cry, infant cry", "Bus", "Chainsaw", "Cat", "Horse", "Toilet flush",
-  "Rodents, rats, mice", "Accordion", "Mandolin",
+  "Church bell",
+  "Male speech, man speaking",
+  "Bark",
+  "Fixed-wing aircraft, airplane",
+  "Race car, auto racing",
+  "Female speech, woman speaking",
+  "Helicopter",
+  "Violin, fiddle",
+  "Flute",
+  "Ukulele",
+  "Frying (food)",
+  "Truck",
+  "Shofar",
+  "Motorcycle",
+  "Acoustic guitar",
+  "Train horn",
+  "Clock",
+  "Banjo",
+  "Goat",
+  "Baby cry, infant cry",
+  "Bus",
+  "Chainsaw",
+  "Cat",
+  "Horse",
+  "Toilet flush",
+  "Rodents, rats, mice",
+  "Accordion",
+  "Mandolin",
 )
 _SET_FILE = re.compile(r"(\w+)Set\.txt")
 
@@ -29,6 +52,7 @@ _SET_FILE = re.compile(r"(\w+)Set\.txt")
 @dataclasses.dataclass(frozen=True)
 class Event(Record):
   """Event `category` (class index) in the seconds start <= t < end."""
+
   category: int
   start: int
   end: int
@@ -36,6 +60,7 @@ class Event(Record):
 
 class AVE(Dataset):
   """Examples add label int32 [T]: the class index in event seconds, len(classes) = background elsewhere."""
+
   folders = ("AVE", "AVE_Dataset")
   label_files = ("*Set.txt", "labels/*Set.txt")
   layout = ClipLayout(video=("", "video", "AVE"), frames=("frames",), wave=("wave",))
@@ -69,8 +94,7 @@ class AVE(Dataset):
 
   def _row(self, fields: list[str], where: str) -> Event:
     if len(fields) < 5 or not (fields[3].isdigit() and fields[4].isdigit()):
-      raise DataError(f"{where}: expected Category&VideoID&Quality&StartTime&EndTime, "
-                      f"got {'&'.join(fields)!r}; {FETCH}")
+      raise DataError(f"{where}: expected Category&VideoID&Quality&StartTime&EndTime, got {'&'.join(fields)!r}; {FETCH}")
     category, video, _, start, end = fields[:5]
     if category not in self._index:
       raise DataError(f"{where}: unknown category {category!r}; list all in categories.txt beside this file")

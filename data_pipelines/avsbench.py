@@ -19,10 +19,28 @@ from data_pipelines.base import ClipLayout, Dataset, read_lines
 from data_pipelines.schema import FETCH, DataError, Example, Media, Record, index_of, order_splits
 
 CATEGORIES = (
-  "baby_laughter", "female_singing", "male_speech", "dog_barking", "cat_meowing", "lions_roaring",
-  "horse_clip-clop", "coyote_howling", "mynah_bird_singing", "playing_acoustic_guitar", "playing_tabla",
-  "playing_violin", "playing_piano", "playing_ukulele", "playing_glockenspiel", "helicopter", "race_car",
-  "driving_buses", "ambulance_siren", "typing_on_computer_keyboard", "chainsawing_trees", "cap_gun_shooting",
+  "baby_laughter",
+  "female_singing",
+  "male_speech",
+  "dog_barking",
+  "cat_meowing",
+  "lions_roaring",
+  "horse_clip-clop",
+  "coyote_howling",
+  "mynah_bird_singing",
+  "playing_acoustic_guitar",
+  "playing_tabla",
+  "playing_violin",
+  "playing_piano",
+  "playing_ukulele",
+  "playing_glockenspiel",
+  "helicopter",
+  "race_car",
+  "driving_buses",
+  "ambulance_siren",
+  "typing_on_computer_keyboard",
+  "chainsawing_trees",
+  "cap_gun_shooting",
   "lawn_mowing",
 )
 _COLUMNS = ("name", "start_time", "category", "split")
@@ -32,6 +50,7 @@ _META = "s4_meta_data.csv"
 @dataclasses.dataclass(frozen=True)
 class Segmentation(Record):
   """A clip of `category`; `masks` of its frames, from the first, are labelled."""
+
   category: str
   split: str
   masks: int
@@ -39,6 +58,7 @@ class Segmentation(Record):
 
 class AVSBench(Dataset):
   """Examples add label uint8 [T, H, W] in {0, 1}, label_mask float32 [T] (has a mask) and class int32 ()."""
+
   folders = ("AVSBench", "AVSBench_data", "AVS")
   label_files = (f"Single-source/{_META}", f"Single-source/s4_data/{_META}", _META, f"s4_data/{_META}")
   layout = ClipLayout(video=(), frames=(), wave=())  # frames and sound lie in one folder a split and category
@@ -71,8 +91,9 @@ class AVSBench(Dataset):
 
   def _read(self, split: str) -> list[Segmentation]:
     masks = 1 if split == "train" else self.seconds
-    return [Segmentation(row["name"], row["name"], row["category"], split, masks)
-            for row in self._rows if row["split"] == split]
+    return [
+      Segmentation(row["name"], row["name"], row["category"], split, masks) for row in self._rows if row["split"] == split
+    ]
 
   def _path(self, kind: str, record: Segmentation) -> Path:
     return self.data_root / kind / record.split / record.category / record.clip
@@ -94,7 +115,7 @@ class AVSBench(Dataset):
     names = [f"{record.clip}_{k}.png" for k in range(1, self.seconds + 1)]
     visual = np.stack([media_lib.read_image(frames / name, media.image_size) for name in names])
     label = np.zeros(visual.shape[:3], np.uint8)
-    for k, name in enumerate(names[:record.masks]):
+    for k, name in enumerate(names[: record.masks]):
       label[k] = media_lib.read_mask(masks / name, media.image_size)
     return {"visual": visual, "audio": self._read_wave(self._wave(record), media), "label": label}
 
@@ -103,5 +124,7 @@ class AVSBench(Dataset):
     return {**clip, "label": np.zeros(clip["visual"].shape[:3], np.uint8)}
 
   def labels(self, record: Segmentation) -> Example:
-    return {"label_mask": (np.arange(self.seconds) < record.masks).astype(np.float32),
-            "class": np.int32(self._index[record.category])}
+    return {
+      "label_mask": (np.arange(self.seconds) < record.masks).astype(np.float32),
+      "class": np.int32(self._index[record.category]),
+    }

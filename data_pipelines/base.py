@@ -82,6 +82,7 @@ class ClipLayout:
     frames: folders of `<clip>/00000001.jpg`.
     wave: folders of `<clip>.npy` or `<clip>.wav`.
   """
+
   video: tuple[str, ...]
   frames: tuple[str, ...]
   wave: tuple[str, ...]
@@ -113,6 +114,7 @@ class Dataset:
       per second).
     classes: class names, index = label.
   """
+
   folders: ClassVar[tuple[str, ...]]
   label_files: ClassVar[tuple[str, ...]]
   layout: ClassVar[ClipLayout]
@@ -137,8 +139,9 @@ class Dataset:
     for place in places:
       if cls._labels(place):
         return place
-    raise DataError(f"{cls.__name__}: no {cls.label_files[0]} in {' or '.join(map(str, places))}; "
-                    + TOYBOX_HINT.format(root=root))
+    raise DataError(
+      f"{cls.__name__}: no {cls.label_files[0]} in {' or '.join(map(str, places))}; " + TOYBOX_HINT.format(root=root)
+    )
 
   def _find(self, name: str) -> Path | None:
     """A file such as categories.txt beside the labels or at the dataset's root."""
@@ -161,8 +164,7 @@ class Dataset:
     """The annotation rows of a split, in file order; touches no media. Raises DataError on a wrong row."""
     if split not in self._records:
       if split not in self.splits():
-        raise DataError(f"{type(self).__name__}: no split {split!r} in {self.label_root}, "
-                        f"only {', '.join(self.splits())}")
+        raise DataError(f"{type(self).__name__}: no split {split!r} in {self.label_root}, only {', '.join(self.splits())}")
       self._records[split] = self._read(split)
     return self._records[split]
 
@@ -195,8 +197,10 @@ class Dataset:
     if len(files) == 1:
       clip = media_lib.decode_clip(files[0], media, self.seconds, spread=self.spread)
       return {"visual": clip.visual, "audio": clip.audio}
-    return {"visual": media_lib.read_frames(files[0], media.image_size, self.seconds),
-            "audio": self._read_wave(files[1], media)}
+    return {
+      "visual": media_lib.read_frames(files[0], media.image_size, self.seconds),
+      "audio": self._read_wave(files[1], media),
+    }
 
   def _read_wave(self, path: Path, media: Media) -> np.ndarray:
     """Sound beside frames -> int16 [T, S]."""
@@ -214,16 +218,16 @@ class Dataset:
 
   def _zero_clip(self, media: Media) -> Example:
     t, size = self.seconds, media.image_size
-    return {"visual": np.zeros((t, size, size, 3), np.uint8),
-            "audio": np.zeros((t, media.sample_rate_hz), np.int16)}
+    return {"visual": np.zeros((t, size, size, 3), np.uint8), "audio": np.zeros((t, media.sample_rate_hz), np.int16)}
 
   def zeros(self, record: Record, media: Media) -> Example:
     """An example of the right shapes that counts for nothing (mask 0) and keeps the row's id."""
     example = self._example(record, self._zero_clip(media))
     return {k: v if k == "id" else np.zeros_like(v) for k, v in example.items()}
 
-  def examples(self, split: str, media: Media, *, on_bad_clip: Literal["error", "skip"] = "error",
-               cache: ClipCache | None = None) -> "Source":
+  def examples(
+    self, split: str, media: Media, *, on_bad_clip: Literal["error", "skip"] = "error", cache: ClipCache | None = None
+  ) -> "Source":
     """Random access to the examples of a split; `cache` defaults to the one that all datasets share."""
     return Source(self, split, media, on_bad_clip=on_bad_clip, cache=SHARED_CACHE if cache is None else cache)
 
@@ -245,8 +249,7 @@ class Source:
     rows: itself; a view names the source that it is made of so.
   """
 
-  def __init__(self, dataset: Dataset, split: str, media: Media, *, on_bad_clip: str,
-               cache: ClipCache) -> None:
+  def __init__(self, dataset: Dataset, split: str, media: Media, *, on_bad_clip: str, cache: ClipCache) -> None:
     if on_bad_clip not in ("error", "skip"):
       raise DataError(f"on_bad_clip must be 'error' or 'skip', got {on_bad_clip!r}")
     self.dataset, self.split, self.media, self.on_bad_clip = dataset, split, media, on_bad_clip

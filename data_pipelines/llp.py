@@ -19,10 +19,31 @@ from data_pipelines.base import ClipLayout, Dataset, named_splits, read_lines
 from data_pipelines.schema import FETCH, DataError, Example, Record, index_of
 
 CATEGORIES = (
-  "Speech", "Car", "Cheering", "Dog", "Cat", "Frying_(food)", "Basketball_bounce", "Fire_alarm", "Chainsaw",
-  "Cello", "Banjo", "Singing", "Chicken_rooster", "Violin_fiddle", "Vacuum_cleaner", "Baby_laughter",
-  "Accordion", "Lawn_mower", "Motorcycle", "Helicopter", "Acoustic_guitar", "Telephone_bell_ringing",
-  "Baby_cry_infant_cry", "Blender", "Clapping",
+  "Speech",
+  "Car",
+  "Cheering",
+  "Dog",
+  "Cat",
+  "Frying_(food)",
+  "Basketball_bounce",
+  "Fire_alarm",
+  "Chainsaw",
+  "Cello",
+  "Banjo",
+  "Singing",
+  "Chicken_rooster",
+  "Violin_fiddle",
+  "Vacuum_cleaner",
+  "Baby_laughter",
+  "Accordion",
+  "Lawn_mower",
+  "Motorcycle",
+  "Helicopter",
+  "Acoustic_guitar",
+  "Telephone_bell_ringing",
+  "Baby_cry_infant_cry",
+  "Blender",
+  "Clapping",
 )
 _SPLIT_FILE = re.compile(r"AVVP_(?!eval_|dataset_full)(\w+?)(?:_pd)?\.csv")
 _DENSE_FILES = {"audio": "AVVP_eval_audio.csv", "visual": "AVVP_eval_visual.csv"}
@@ -33,6 +54,7 @@ Span = tuple[int, int, int]  # onset, offset, class index
 @dataclasses.dataclass(frozen=True)
 class Parsing(Record):
   """Weak labels (class indices) of a clip, and its dense spans where `dense` says that its split has them."""
+
   weak: tuple[int, ...]
   audio: tuple[Span, ...]
   visual: tuple[Span, ...]
@@ -45,11 +67,14 @@ class LLP(Dataset):
   A clip of a split with dense labels has dense = 1 even when it has no row of its own: nothing is heard or
   seen then.
   """
+
   folders = ("LLP", "AVVP")
   label_files = ("AVVP_*.csv", "data/AVVP_*.csv", "labels/AVVP_*.csv", "LLP_dataset/labels/AVVP_*.csv")
-  layout = ClipLayout(video=("video", "", "LLP_dataset/video", "data/LLP_dataset/video"),
-                      frames=("frames", "frame", "LLP_dataset/frames", "LLP_dataset/frame"),
-                      wave=("wave", "audio", "LLP_dataset/wave", "LLP_dataset/audio"))
+  layout = ClipLayout(
+    video=("video", "", "LLP_dataset/video", "data/LLP_dataset/video"),
+    frames=("frames", "frame", "LLP_dataset/frames", "LLP_dataset/frame"),
+    wave=("wave", "audio", "LLP_dataset/wave", "LLP_dataset/audio"),
+  )
 
   def __init__(self, root: Path | str) -> None:
     super().__init__(root)
@@ -57,8 +82,9 @@ class LLP(Dataset):
     self._index = index_of(self.classes)
     self._files = named_splits(self._labels(self.root), _SPLIT_FILE)
     if not self._files:
-      raise DataError(f"LLP: no AVVP_train.csv or AVVP_<split>_pd.csv in {self.label_root}; they lie "
-                      "in data/ of the AVVP-ECCV20 repository")
+      raise DataError(
+        f"LLP: no AVVP_train.csv or AVVP_<split>_pd.csv in {self.label_root}; they lie in data/ of the AVVP-ECCV20 repository"
+      )
     self._dense: dict[str, dict[str, tuple[Span, ...]]] = {}
 
   def splits(self) -> tuple[str, ...]:
@@ -68,8 +94,7 @@ class LLP(Dataset):
     weak = [(row[0], self._names(row[1], where)) for row, where in self._rows(self._files[split], 2)]
     audio, visual = self._spans("audio"), self._spans("visual")
     dense = any(name in audio or name in visual for name, _ in weak)
-    return [Parsing(name, name, labels, audio.get(name, ()), visual.get(name, ()), dense)
-            for name, labels in weak]
+    return [Parsing(name, name, labels, audio.get(name, ()), visual.get(name, ()), dense) for name, labels in weak]
 
   def _rows(self, path: Path, columns: int) -> list[tuple[list[str], str]]:
     """Rows of a tab-separated file without its header, each with the place to name in an error."""
@@ -93,8 +118,7 @@ class LLP(Dataset):
       path, spans = self._find(_DENSE_FILES[kind]), defaultdict(list)
       for (name, onset, offset, event), where in self._rows(path, 4) if path else ():
         if not (onset.isdigit() and offset.isdigit()):
-          raise DataError(f"{where}: onset and offset must be whole seconds, got {onset!r} and {offset!r}; "
-                          f"{FETCH}")
+          raise DataError(f"{where}: onset and offset must be whole seconds, got {onset!r} and {offset!r}; {FETCH}")
         spans[name] += [(int(onset), int(offset), label) for label in self._names(event, where)]
       self._dense[kind] = {name: tuple(found) for name, found in spans.items()}
     return self._dense[kind]
@@ -106,8 +130,12 @@ class LLP(Dataset):
   def labels(self, record: Parsing) -> Example:
     weak = np.zeros(len(self.classes), np.float32)
     weak[list(record.weak)] = 1
-    return {"label": weak, "dense_audio": self._grid(record.audio), "dense_visual": self._grid(record.visual),
-            "dense": np.float32(record.dense)}
+    return {
+      "label": weak,
+      "dense_audio": self._grid(record.audio),
+      "dense_visual": self._grid(record.visual),
+      "dense": np.float32(record.dense),
+    }
 
   def _grid(self, spans: tuple[Span, ...]) -> np.ndarray:
     grid = np.zeros((self.seconds, len(self.classes)), np.float32)

@@ -29,9 +29,19 @@ def num_batches(source: RandomAccess, batch_size: int) -> int:
   return -(-len(source) // batch_size)
 
 
-def batches(source: RandomAccess, *, batch_size: int, seed: int, shuffle: bool, epoch: int = 0,
-            start: int = 0, process_index: int = 0, process_count: int = 1, num_threads: int = 2,
-            prefetch: int = 2) -> Iterator[Example]:
+def batches(
+  source: RandomAccess,
+  *,
+  batch_size: int,
+  seed: int,
+  shuffle: bool,
+  epoch: int = 0,
+  start: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+  num_threads: int = 2,
+  prefetch: int = 2,
+) -> Iterator[Example]:
   """One epoch in batches of fixed size.
 
   Args:
@@ -65,8 +75,7 @@ def batches(source: RandomAccess, *, batch_size: int, seed: int, shuffle: bool, 
 
   dataset = grain.MapDataset.source(rows.reshape(-1)).map(read).batch(rows.shape[1], batch_fn=_stack)
   # grain's own default is a buffer of 500 batches, more memory than a machine has.
-  options = grain.ReadOptions(num_threads=num_threads,
-                              prefetch_buffer_size=max(prefetch, num_threads) if num_threads else 0)
+  options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads) if num_threads else 0)
   return iter(dataset.to_iter_dataset(options))
 
 
@@ -92,5 +101,4 @@ def _zeros(example: Example) -> Example:
 
 
 def _stack(examples: list[Example]) -> Example:
-  return {key: [x[key] for x in examples] if key == "id" else np.stack([x[key] for x in examples])
-          for key in examples[0]}
+  return {key: [x[key] for x in examples] if key == "id" else np.stack([x[key] for x in examples]) for key in examples[0]}

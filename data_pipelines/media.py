@@ -27,6 +27,7 @@ NPY_RATE_HZ = 32000
 @dataclasses.dataclass(frozen=True)
 class Clip:
   """One decoded clip: visual uint8 [T, H, W, 3], audio int16 [T, S], duration_s of the file."""
+
   visual: np.ndarray
   audio: np.ndarray
   duration_s: float
@@ -148,8 +149,13 @@ def _convert(frames: list[av.VideoFrame], size: int) -> np.ndarray:
   return np.stack([images[id(frame)] for frame in frames])
 
 
-def _decode(container: av.container.InputContainer, streams: Sequence[av.stream.Stream],
-            nearest: _NearestFrames, samples: _Samples, audio_until_s: float) -> None:
+def _decode(
+  container: av.container.InputContainer,
+  streams: Sequence[av.stream.Stream],
+  nearest: _NearestFrames,
+  samples: _Samples,
+  audio_until_s: float,
+) -> None:
   """Feeds both collectors in one pass over the file and stops when they have what they want."""
   origin = (container.start_time or 0) / av.time_base
   for frame in container.decode(streams):

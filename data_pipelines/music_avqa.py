@@ -23,21 +23,142 @@ QUESTION_LENGTH = 14
 # Order of first appearance over the train questions, as in the vocabularies published with DG-SCT: it fixes
 # the label ids of existing checkpoints, and must not depend on having the train file.
 WORDS = (
-  "<pad>", "How", "many", "instruments", "are", "sounding", "in", "the", "video", "What", "kind", "of",
-  "instrument", "is", "leftest", "musical", "it", "did", "not", "sound", "from", "beginning", "to", "end",
-  "Is", "on", "left", "louder", "than", "right", "guzheng", "types", "accordion", "always", "playing",
-  "clarinet", "there", "a", "voiceover", "this", "cello", "violin", "flute", "pipa", "piano", "Which",
-  "that", "sounds", "at", "same", "time", "as", "acoustic_guitar", "Where", "first", "electric_bass",
-  "drum", "more", "rhythmic", "ukulele", "banjo", "saxophone", "trumpet", "erhu", "middle", "congas",
-  "entire", "tuba", "bagpipe", "loudest", "comes", "xylophone", "bassoon", "suona", "second", "appeared",
-  "performance", "rightest", "coming", "third", "last", "Are", "and", "makes", "before", "after", "lowest",
-  "fourth", "longer", "fifth", "were", "heard", "throughout",
+  "<pad>",
+  "How",
+  "many",
+  "instruments",
+  "are",
+  "sounding",
+  "in",
+  "the",
+  "video",
+  "What",
+  "kind",
+  "of",
+  "instrument",
+  "is",
+  "leftest",
+  "musical",
+  "it",
+  "did",
+  "not",
+  "sound",
+  "from",
+  "beginning",
+  "to",
+  "end",
+  "Is",
+  "on",
+  "left",
+  "louder",
+  "than",
+  "right",
+  "guzheng",
+  "types",
+  "accordion",
+  "always",
+  "playing",
+  "clarinet",
+  "there",
+  "a",
+  "voiceover",
+  "this",
+  "cello",
+  "violin",
+  "flute",
+  "pipa",
+  "piano",
+  "Which",
+  "that",
+  "sounds",
+  "at",
+  "same",
+  "time",
+  "as",
+  "acoustic_guitar",
+  "Where",
+  "first",
+  "electric_bass",
+  "drum",
+  "more",
+  "rhythmic",
+  "ukulele",
+  "banjo",
+  "saxophone",
+  "trumpet",
+  "erhu",
+  "middle",
+  "congas",
+  "entire",
+  "tuba",
+  "bagpipe",
+  "loudest",
+  "comes",
+  "xylophone",
+  "bassoon",
+  "suona",
+  "second",
+  "appeared",
+  "performance",
+  "rightest",
+  "coming",
+  "third",
+  "last",
+  "Are",
+  "and",
+  "makes",
+  "before",
+  "after",
+  "lowest",
+  "fourth",
+  "longer",
+  "fifth",
+  "were",
+  "heard",
+  "throughout",
 )
 ANSWERS = (
-  "two", "cello", "congas", "zero", "no", "pipa", "six", "yes", "one", "four", "three", "seven", "five",
-  "ukulele", "right", "piano", "left", "accordion", "clarinet", "guzheng", "more than ten", "nine", "indoor",
-  "saxophone", "drum", "violin", "middle", "outdoor", "bagpipe", "bassoon", "acoustic_guitar", "banjo",
-  "electric_bass", "ten", "eight", "flute", "simultaneously", "trumpet", "erhu", "xylophone", "tuba",
+  "two",
+  "cello",
+  "congas",
+  "zero",
+  "no",
+  "pipa",
+  "six",
+  "yes",
+  "one",
+  "four",
+  "three",
+  "seven",
+  "five",
+  "ukulele",
+  "right",
+  "piano",
+  "left",
+  "accordion",
+  "clarinet",
+  "guzheng",
+  "more than ten",
+  "nine",
+  "indoor",
+  "saxophone",
+  "drum",
+  "violin",
+  "middle",
+  "outdoor",
+  "bagpipe",
+  "bassoon",
+  "acoustic_guitar",
+  "banjo",
+  "electric_bass",
+  "ten",
+  "eight",
+  "flute",
+  "simultaneously",
+  "trumpet",
+  "erhu",
+  "xylophone",
+  "tuba",
   "suona",
 )
 _SPLIT_FILE = re.compile(r"avqa-(\w+)\.json")
@@ -48,6 +169,7 @@ _REQUIRED = ("video_id", "question_id", "type", "question_content", "templ_value
 @dataclasses.dataclass(frozen=True)
 class Question(Record):
   """A question in words, its tokens (unpadded), the answer and the type as indices."""
+
   text: str
   tokens: tuple[int, ...]
   answer: int
@@ -62,6 +184,7 @@ class MusicAVQA(Dataset):
     vocabulary: {"words": [...], "answers": [...]}, the root's vocabulary.json or the official lists.
     classes: the answers.
   """
+
   folders = ("MUSIC-AVQA", "AVQA")
   label_files = ("avqa-*.json", "json/avqa-*.json", "data/json/avqa-*.json", "labels/json/avqa-*.json")
   layout = ClipLayout(video=("video", "", "videos"), frames=("frames",), wave=("wave", "audio_wave", "audio"))
@@ -105,8 +228,14 @@ class MusicAVQA(Dataset):
     if row["anser"] not in self._answers:
       raise DataError(f"{where}: answer {row['anser']!r} is not in the vocabulary; add it to vocabulary.json")
     words = question_words(row["question_content"], _parse_list(row["templ_values"], where), where)
-    return Question(f"{row['video_id']}/{row['question_id']}", str(row["video_id"]), " ".join(words) + "?",
-                    self.tokens(words, where), self._answers[row["anser"]], _TYPES[kind])
+    return Question(
+      f"{row['video_id']}/{row['question_id']}",
+      str(row["video_id"]),
+      " ".join(words) + "?",
+      self.tokens(words, where),
+      self._answers[row["anser"]],
+      _TYPES[kind],
+    )
 
   def tokens(self, words: list[str], where: str = "question") -> tuple[int, ...]:
     """Words of a question -> their indices; raises DataError naming a word outside the vocabulary."""
@@ -118,8 +247,7 @@ class MusicAVQA(Dataset):
     return tuple(self._words[word] for word in words)
 
   def labels(self, record: Question) -> Example:
-    return {"question": _padded(record.tokens), "label": np.int32(record.answer),
-            "type": np.int32(record.type)}
+    return {"question": _padded(record.tokens), "label": np.int32(record.answer), "type": np.int32(record.type)}
 
 
 def question_words(content: str, values: list[str], where: str) -> list[str]:

@@ -14,10 +14,15 @@ SPLITS = ("train", "val", "test", "unseen")
 
 # MUSIC-AVQA's nine question types (modality, kind), in the order of the benchmark's result table.
 QUESTION_TYPES = (
-  ("Audio", "Counting"), ("Audio", "Comparative"),
-  ("Visual", "Counting"), ("Visual", "Location"),
-  ("Audio-Visual", "Existential"), ("Audio-Visual", "Counting"), ("Audio-Visual", "Location"),
-  ("Audio-Visual", "Comparative"), ("Audio-Visual", "Temporal"),
+  ("Audio", "Counting"),
+  ("Audio", "Comparative"),
+  ("Visual", "Counting"),
+  ("Visual", "Location"),
+  ("Audio-Visual", "Existential"),
+  ("Audio-Visual", "Counting"),
+  ("Audio-Visual", "Location"),
+  ("Audio-Visual", "Comparative"),
+  ("Audio-Visual", "Temporal"),
 )
 
 
@@ -50,6 +55,7 @@ class Media:
     image_size: height and width of every frame, in pixels.
     sample_rate_hz: audio samples per second.
   """
+
   image_size: int
   sample_rate_hz: int
 
@@ -66,6 +72,7 @@ class Record:
     id: names the row in results and error messages.
     clip: names the media; several rows may share one clip.
   """
+
   id: str
   clip: str
 

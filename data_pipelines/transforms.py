@@ -39,8 +39,9 @@ def binarise(mask: np.ndarray) -> np.ndarray:
   """
   values = mask.max(-1) if mask.ndim == 3 else mask
   values = values.astype(np.float32)
-  return (values > 0.5 * values.max()).astype(np.uint8) if values.size and values.max() > 0 else np.zeros(
-    values.shape, np.uint8)
+  return (
+    (values > 0.5 * values.max()).astype(np.uint8) if values.size and values.max() > 0 else np.zeros(values.shape, np.uint8)
+  )
 
 
 def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
@@ -59,6 +60,6 @@ def cut_seconds(wave: np.ndarray, rate_hz: int, starts: np.ndarray) -> np.ndarra
   """float32 [n] -> int16 [T, rate_hz]: the second that begins at each of `starts`, zeros beyond the end."""
   out = np.zeros((len(starts), rate_hz), np.int16)
   for row, start in zip(out, starts, strict=True):
-    piece = wave[start * rate_hz:(start + 1) * rate_hz]
-    row[:len(piece)] = to_int16(piece)
+    piece = wave[start * rate_hz : (start + 1) * rate_hz]
+    row[: len(piece)] = to_int16(piece)
   return out

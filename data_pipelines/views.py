@@ -50,7 +50,7 @@ class LabelledSeconds:
 
   def __getitem__(self, index: int) -> Example:
     example = self.rows[index]
-    return {key: value[:self._seconds] if key in PER_SECOND else value for key, value in example.items()}
+    return {key: value[: self._seconds] if key in PER_SECOND else value for key, value in example.items()}
 
 
 class GroupedQuestions:
@@ -67,7 +67,7 @@ class GroupedQuestions:
     clips: dict[str, list[int]] = {}
     for index, record in enumerate(source.records):
       clips.setdefault(record.clip, []).append(index)
-    self._groups = [rows[i:i + size] for rows in clips.values() for i in range(0, len(rows), size)]
+    self._groups = [rows[i : i + size] for rows in clips.values() for i in range(0, len(rows), size)]
 
   def __len__(self) -> int:
     return len(self._groups)

@@ -1,8 +1,9 @@
 """Continual learning of audio-visual-text tasks by prompting one frozen backbone.
 
-  predictor = phpjax.load("runs/php_avqa_toybox")
-  predictor.predict("avqa", video="clip.mp4", question="How many instruments are sounding in the video?")
+predictor = phpjax.load("runs/php_avqa_toybox")
+predictor.predict("avqa", video="clip.mp4", question="How many instruments are sounding in the video?")
 """
+
 from __future__ import annotations
 
 import os
@@ -26,4 +27,5 @@ def load(workdir: str | os.PathLike[str], step: int | None = None) -> Predictor:
     phpjax.errors.UserError: no such run, no checkpoint that can be read, or other encoder weights than it was trained with.
   """
   from phpjax import predict  # imports jax: `import phpjax` stays light
+
   return predict.load(workdir, step)

@@ -1,4 +1,5 @@
 """What the user can mend: one clear line on stderr and exit code 2, never a traceback."""
+
 from __future__ import annotations
 
 

@@ -1,4 +1,5 @@
 """Runs a predictor over a split and keeps the accuracy matrix."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -10,8 +11,14 @@ Tree = dict[str, Any]
 Matrix = list[list[float | None]]
 
 
-def evaluate(predict: Callable[[Tree], Tree], batches: Iterable[Tree], statistics: Callable[[Tree, Tree], Tree],
-             summarise: Callable[[Sequence[Tree]], dict[str, float]], *, on_batch: Callable[[int], None]) -> dict[str, float]:
+def evaluate(
+  predict: Callable[[Tree], Tree],
+  batches: Iterable[Tree],
+  statistics: Callable[[Tree, Tree], Tree],
+  summarise: Callable[[Sequence[Tree]], dict[str, float]],
+  *,
+  on_batch: Callable[[int], None],
+) -> dict[str, float]:
   """Scores one split.
 
   Args:

@@ -25,7 +25,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW = (
-    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
+  "#0072B2",
+  "#E69F00",
+  "#009E73",
+  "#D55E00",
+  "#CC79A7",
+  "#56B4E9",
+  "#F0E442",
+)
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW)
 MARKERS = "osD^vP*X"
 INK, GREY, PALE = "#222222", "#777777", "#E8E8E8"
@@ -52,14 +59,16 @@ def accuracy_matrix(results: Mapping[str, Any], path: Path) -> pathlib.Path:
     axis.set_title(name if len(panels) > 1 else "", fontsize=10, color=INK)
     axis.set_xticks(range(size), [f"{task}\n{results['metric'][task]}" for task in tasks], fontsize=8)
   axes[0].set_ylabel("after learning", fontsize=9)
-  figure.suptitle(f"{results['method']}: score on each task, percent\n"
-                  f"mean {100 * results['mean_accuracy']:.1f}, forgetting {100 * results['forgetting']:.1f}",
-                  fontsize=11, color=INK)
+  figure.suptitle(
+    f"{results['method']}: score on each task, percent\n"
+    f"mean {100 * results['mean_accuracy']:.1f}, forgetting {100 * results['forgetting']:.1f}",
+    fontsize=11,
+    color=INK,
+  )
   return save(figure, path)
 
 
-def _heat_map(axis: Axes, tasks: Sequence[str], matrix: Sequence[Sequence[float | None]],
-              trivial: Mapping[str, float]) -> None:
+def _heat_map(axis: Axes, tasks: Sequence[str], matrix: Sequence[Sequence[float | None]], trivial: Mapping[str, float]) -> None:
   """Draws the lower triangle and, half a row further down, the trivial scores."""
   colours = matplotlib.colormaps["viridis"]
   size = len(tasks)
@@ -83,23 +92,24 @@ def score_over_tasks(results: Mapping[str, Any], path: Path) -> pathlib.Path:
   figure = Figure(figsize=(1.3 * len(tasks) + 2.8, 4.2), layout="constrained")
   axis = figure.subplots()
   ends = []
-  for j, task in enumerate(tasks[:len(matrix)]):
+  for j, task in enumerate(tasks[: len(matrix)]):
     colour, scores = PALETTE[j % len(PALETTE)], [100 * row[j] for row in matrix[j:]]
     steps = range(j, len(matrix))
     axis.plot(steps, scores, color=colour, marker=MARKERS[j % len(MARKERS)], linewidth=2, markersize=6)
-    axis.plot([j - 0.12, len(matrix) - 0.88], [100 * results["trivial"][task]] * 2, color=colour,
-              linestyle=(0, (2, 2)), linewidth=1)
+    axis.plot(
+      [j - 0.12, len(matrix) - 0.88], [100 * results["trivial"][task]] * 2, color=colour, linestyle=(0, (2, 2)), linewidth=1
+    )
     ends.append((scores[-1], task, colour))
-  means = [100 * np.mean(row[:k + 1]) for k, row in enumerate(matrix)]
+  means = [100 * np.mean(row[: k + 1]) for k, row in enumerate(matrix)]
   axis.plot(range(len(matrix)), means, color=INK, linewidth=3, alpha=0.35, zorder=1)
   ends.append((means[-1], "mean", GREY))
   axis.set(ylim=(0, 102), xlim=(-0.25, len(tasks) - 0.75), ylabel="score, percent", xlabel="after learning")
   axis.set_xticks(range(len(tasks)), tasks)
   for y, (value, name, colour) in zip(_spread([end[0] for end in ends], 5.0), ends, strict=True):
-    axis.text(len(matrix) - 0.85, y, f"{name} {value:.1f}", color=colour, fontsize=9, va="center",
-              fontweight="bold")
-  axis.set_title(f"{results['method']}: scores while tasks are added (dashed: trivial predictor)",
-                 fontsize=10, loc="left", color=INK)
+    axis.text(len(matrix) - 0.85, y, f"{name} {value:.1f}", color=colour, fontsize=9, va="center", fontweight="bold")
+  axis.set_title(
+    f"{results['method']}: scores while tasks are added (dashed: trivial predictor)", fontsize=10, loc="left", color=INK
+  )
   axis.grid(axis="y", color=PALE, linewidth=0.8)
   axis.spines[["top", "right"]].set_visible(False)
   return save(figure, path)
@@ -171,8 +181,17 @@ def avvp_timelines(examples: Sequence[Example], classes: Sequence[str], path: Pa
       for start, end in ones(example["truth"][modality][:, c]):
         bars.add_patch(Rectangle((start, row - 0.4), end - start, 0.4, facecolor=colour, edgecolor="white"))
       for start, end in ones(example["prediction"][modality][:, c]):
-        bars.add_patch(Rectangle((start + 0.03, row + 0.02), end - start - 0.06, 0.34, facecolor="white",
-                                 edgecolor=colour, hatch="////", linewidth=1.5))
+        bars.add_patch(
+          Rectangle(
+            (start + 0.03, row + 0.02),
+            end - start - 0.06,
+            0.34,
+            facecolor="white",
+            edgecolor=colour,
+            hatch="////",
+            linewidth=1.5,
+          )
+        )
     bars.set(ylim=(max(len(active), 1) - 0.5, -0.5))
     labels = [f"{'heard' if m == 'audio' else 'seen'}: {classes[c]}" for m, c in active]
     bars.set_yticks(range(len(active)), labels, fontsize=8)
@@ -207,13 +226,13 @@ def avs_overlays(examples: Sequence[Example], path: Path) -> pathlib.Path:
   panels = figure.subplots(3 * len(examples), seconds, squeeze=False)
   for n, example in enumerate(examples):
     for t in range(seconds):
-      frame, column = np.asarray(example["visual"][t]), panels[3 * n:3 * n + 3, t]
+      frame, column = np.asarray(example["visual"][t]), panels[3 * n : 3 * n + 3, t]
       column[0].imshow(frame)
       column[1].imshow(overlay(frame, example["label"][t], BLUE))
       column[2].imshow(overlay(frame, example["prediction"][t], VERMILION))
       column[0].set_title(f"{t + 1} s", fontsize=8, color=GREY)
       column[2].set_xlabel(f"IoU {100 * float(example['iou'][t]):.0f}", fontsize=8, color=INK)
-    for axis, name in zip(panels[3 * n:3 * n + 3, 0], (example["id"], "truth", "prediction"), strict=True):
+    for axis, name in zip(panels[3 * n : 3 * n + 3, 0], (example["id"], "truth", "prediction"), strict=True):
       axis.set_ylabel(textwrap.shorten(str(name), 18, placeholder="..."), fontsize=9)
   for axis in panels.flat:
     axis.set_xticks([])
@@ -251,15 +270,23 @@ def avqa_examples(examples: Sequence[Example], path: Path) -> pathlib.Path:
     for row, (answer, probability) in enumerate(top):
       right = answer == example["answer"]
       bars.barh(row, probability, height=0.62, color=BLUE if right else "#BBBBBB")
-      bars.text(probability + 0.015, row, f"{answer}  {100 * probability:.0f} %" + ("  ✓" if right else ""),
-                va="center", fontsize=9, color=INK, parse_math=False,
-                fontweight="bold" if right else "normal")
+      bars.text(
+        probability + 0.015,
+        row,
+        f"{answer}  {100 * probability:.0f} %" + ("  ✓" if right else ""),
+        va="center",
+        fontsize=9,
+        color=INK,
+        parse_math=False,
+        fontweight="bold" if right else "normal",
+      )
     bars.set(xlim=(0, 1.35), ylim=(2.6, -0.6))
     bars.set_xticks([])
     bars.set_yticks([])
     question = "\n".join(textwrap.wrap(example["question"], 52))
-    bars.set_title(f"{question}\nanswer: {example['answer']}  ({example['type']})", fontsize=9, loc="left",
-                   color=INK, parse_math=False)
+    bars.set_title(
+      f"{question}\nanswer: {example['answer']}  ({example['type']})", fontsize=9, loc="left", color=INK, parse_math=False
+    )
     bare(bars)
   return save(figure, path)
 
@@ -270,8 +297,7 @@ def frames(axis: Axes, visual: np.ndarray, title: str) -> None:
   seconds, height = visual.shape[:2]
   framed = np.pad(visual, ((0, 0), (0, 0), (height // 40 + 1,) * 2, (0, 0)), constant_values=255)
   axis.imshow(np.concatenate(list(framed), axis=1), extent=(0, seconds, 1, 0), aspect="auto")
-  axis.set_title(textwrap.shorten(str(title), 60, placeholder="..."), fontsize=9, loc="left", color=GREY,
-                 parse_math=False)
+  axis.set_title(textwrap.shorten(str(title), 60, placeholder="..."), fontsize=9, loc="left", color=GREY, parse_math=False)
   axis.set_xticks([])
   axis.set_yticks([])
   bare(axis)
@@ -281,9 +307,8 @@ def _bar(axis: Axes, start: int, end: int, row: int, colour: str, name: str) -> 
   """A labelled bar over the seconds [start, end)."""
   corner, room = (start, row - 0.4), 12 * (end - start)  # twelve letters fit into a second
   axis.add_patch(Rectangle(corner, end - start, 0.8, facecolor=colour, edgecolor="white", linewidth=1.5))
-  text = name if len(name) <= room else name[:room - 1] + "…"
-  axis.text((start + end) / 2, row, text, ha="center", va="center", fontsize=8, color=_ink_on(to_rgb(colour)),
-            parse_math=False)
+  text = name if len(name) <= room else name[: room - 1] + "…"
+  axis.text((start + end) / 2, row, text, ha="center", va="center", fontsize=8, color=_ink_on(to_rgb(colour)), parse_math=False)
 
 
 def _ink_on(colour: Sequence[float]) -> str:
@@ -294,8 +319,7 @@ def _ink_on(colour: Sequence[float]) -> str:
 def second_axis(axis: Axes, seconds: int) -> None:
   """An axis of seconds without a frame."""
   axis.set_xlim(0, seconds)
-  axis.set_xticks(range(seconds + 1), [f"{t} s" if t == seconds else str(t) for t in range(seconds + 1)],
-                  fontsize=7)
+  axis.set_xticks(range(seconds + 1), [f"{t} s" if t == seconds else str(t) for t in range(seconds + 1)], fontsize=7)
   bare(axis)
   axis.tick_params(axis="x", labelcolor=GREY)
 

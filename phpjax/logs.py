@@ -40,8 +40,18 @@ class MetricsLog:
     purge = {"purge_step": resume_step + 1} if (workdir / FOLDER).exists() else {}
     self._events = SummaryWriter(str(workdir / FOLDER), **purge)
 
-  def step(self, step: int, *, task: str, epoch: int, loss: float, losses: Mapping[str, float],
-           lr: float | Mapping[str, float], examples_per_s: float, data_wait_s: float) -> None:
+  def step(
+    self,
+    step: int,
+    *,
+    task: str,
+    epoch: int,
+    loss: float,
+    losses: Mapping[str, float],
+    lr: float | Mapping[str, float],
+    examples_per_s: float,
+    data_wait_s: float,
+  ) -> None:
     """Writes one training step.
 
     Args:
@@ -56,8 +66,7 @@ class MetricsLog:
     """
     if self._file is None:
       return
-    numbers = {"loss": loss, "losses": losses, "lr": lr, "examples_per_s": examples_per_s,
-               "data_wait_s": data_wait_s}
+    numbers = {"loss": loss, "losses": losses, "lr": lr, "examples_per_s": examples_per_s, "data_wait_s": data_wait_s}
     numbers = {name: _number(value) for name, value in numbers.items()}
     line = json.dumps({"step": int(step), "task": task, "epoch": int(epoch), **numbers}, allow_nan=False)
     self._file.write(line + "\n")
@@ -84,8 +93,7 @@ class MetricsLog:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-               trace: types.TracebackType | None) -> None:
+  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None) -> None:
     self.close()
 
 

@@ -29,8 +29,7 @@ class Progress:
   Colours follow NO_COLOR. On a terminal, the bars vanish at the end and the lines stay.
   """
 
-  def __init__(self, *, stream: TextIO | None = None, primary: bool = True,
-               clock: Callable[[], float] = time.monotonic):
+  def __init__(self, *, stream: TextIO | None = None, primary: bool = True, clock: Callable[[], float] = time.monotonic):
     """Opens the display.
 
     Args:
@@ -109,8 +108,13 @@ class Progress:
     elif self._due():
       self._line(f"evaluate {name}: {done}/{total}")
 
-  def matrix(self, tasks: Sequence[str], matrix: Sequence[Sequence[float | None]],
-             metric_names: Mapping[str, str], title: str = "accuracy matrix, percent") -> None:
+  def matrix(
+    self,
+    tasks: Sequence[str],
+    matrix: Sequence[Sequence[float | None]],
+    metric_names: Mapping[str, str],
+    title: str = "accuracy matrix, percent",
+  ) -> None:
     """Prints the accuracy matrix.
 
     Args:
@@ -148,8 +152,7 @@ class Progress:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-               trace: types.TracebackType | None) -> None:
+  def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None) -> None:
     self.close()
 
   def _measure(self, step: int) -> None:
@@ -181,8 +184,12 @@ class Progress:
   def _bar(self, key: str, description: str, total: int, done: int) -> None:
     """Begins the bar `key`, or begins it anew."""
     if self._bars is None:
-      columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20),
-                 MofNCompleteColumn(), TextColumn("{task.fields[text]}", markup=False))
+      columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}", markup=False),
+      )
       # What a program prints to a stdout that goes elsewhere must not come out here.
       self._bars = Bars(*columns, console=self._console, transient=True, redirect_stdout=sys.stdout.isatty())
       self._bars.start()
@@ -204,8 +211,9 @@ def duration(seconds: float | None) -> str:
   return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def matrix_cells(tasks: Sequence[str], matrix: Sequence[Sequence[float | None]],
-                 metric_names: Mapping[str, str]) -> tuple[list[str], list[list[str]]]:
+def matrix_cells(
+  tasks: Sequence[str], matrix: Sequence[Sequence[float | None]], metric_names: Mapping[str, str]
+) -> tuple[list[str], list[list[str]]]:
   """An accuracy matrix as text: the header, and per learned task its scores in percent and their mean."""
   header = ["after", *(f"{task} ({metric_names[task]})" for task in tasks), "mean"]
   cells = []
@@ -222,6 +230,7 @@ def plain_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[s
   """Aligned lines: the first column to the left, the others to the right."""
   lines = [header, *cells]
   widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  return ["  ".join([line[0].ljust(widths[0]),
-                     *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
-          for line in lines]
+  return [
+    "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
+    for line in lines
+  ]

@@ -296,9 +296,7 @@ def begin(run: Run, name: str) -> None:
   if name not in run.params["tasks"]:
     add_task(run, name)
   trainable, _ = run.parts(name)
-  run.live = Live(
-    trainable, run.steps.init_optimizer(trainable), run.state_of(name)
-  )
+  run.live = Live(trainable, run.steps.init_optimizer(trainable), run.state_of(name))
 
 
 @contextlib.contextmanager

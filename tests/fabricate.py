@@ -22,8 +22,17 @@ def tones(seconds: int, rate_hz: int) -> np.ndarray:
   return (0.2 * (1 + np.floor(t) % 2) * np.sin(2 * np.pi * 250 * t)).astype(np.float32)
 
 
-def write_mp4(path: pathlib.Path, *, seconds: int = 10, size: int = 32, fps: int = 2, rate_hz: int = 16000,
-              audio: bool = True, audio_from_s: int = 0, faststart: bool = False) -> pathlib.Path:
+def write_mp4(
+  path: pathlib.Path,
+  *,
+  seconds: int = 10,
+  size: int = 32,
+  fps: int = 2,
+  rate_hz: int = 16000,
+  audio: bool = True,
+  audio_from_s: int = 0,
+  faststart: bool = False,
+) -> pathlib.Path:
   """A clip whose second t is red of `levels`[t], with `tones` from audio_from_s on."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
@@ -38,7 +47,7 @@ def write_mp4(path: pathlib.Path, *, seconds: int = 10, size: int = 32, fps: int
     if sound:
       samples = tones(seconds, rate_hz)
       for start in range(audio_from_s * rate_hz, len(samples), 1024):
-        frame = av.AudioFrame.from_ndarray(samples[None, start:start + 1024], format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None, start : start + 1024], format="fltp", layout="mono")
         frame.sample_rate, frame.pts = rate_hz, start
         container.mux(sound.encode(frame))
       container.mux(sound.encode())
@@ -64,8 +73,11 @@ def write_frames(folder: pathlib.Path, count: int, pattern: str = "{:08d}.jpg") 
 
 def make_ave(root: pathlib.Path, *, header: bool = True, media: str = "") -> pathlib.Path:
   """AVE of three clips, the official categories; `media` is the folder of the mp4 files."""
-  rows = [f"Church bell&{CLIP_IDS[0]}&good&6&8", f"Male speech, man speaking&{CLIP_IDS[1]}&good&0&10",
-          f"Mandolin&{CLIP_IDS[2]}&good&0&0"]
+  rows = [
+    f"Church bell&{CLIP_IDS[0]}&good&6&8",
+    f"Male speech, man speaking&{CLIP_IDS[1]}&good&0&10",
+    f"Mandolin&{CLIP_IDS[2]}&good&0&0",
+  ]
   root.mkdir(parents=True)
   title = ["Category&VideoID&Quality&StartTime&EndTime"] if header else []
   (root / "Annotations.txt").write_text("\n".join(title + rows) + "\n")
@@ -82,12 +94,12 @@ def make_llp(root: pathlib.Path) -> pathlib.Path:
   names = [f"{clip}_{10 * i}_{10 * i + 10}" for i, clip in enumerate(CLIP_IDS)]
   root.mkdir(parents=True)
   (root / "AVVP_train.csv").write_text(f"filename\tevent_labels\n{names[0]}\tSpeech,Dog\n")
-  (root / "AVVP_test_pd.csv").write_text(
-    f"filename\tevent_labels\n{names[1]}\tClapping,Speech,Clapping\n{names[2]}\tCar\n")
+  (root / "AVVP_test_pd.csv").write_text(f"filename\tevent_labels\n{names[1]}\tClapping,Speech,Clapping\n{names[2]}\tCar\n")
   head, test = "filename\tonset\toffset\tevent_labels\n", names[1]
   (root / "AVVP_eval_audio.csv").write_text(
     f"{head}{test}\t0\t3\tSpeech\n{test}\t0\t3\tSpeech\n{test}\t9\t0\tSpeech\n{test}\t5\t5\tClapping\n"
-    f"{test[:-1]}\t0\t10\tCar\nnowhere\t0\t10\tCar\n")
+    f"{test[:-1]}\t0\t10\tCar\nnowhere\t0\t10\tCar\n"
+  )
   (root / "AVVP_eval_visual.csv").write_text(f"{head}{test}\t2\t10\tClapping\n")
   for clip in CLIP_IDS:
     write_mp4(root / "video" / f"{clip}.mp4")
@@ -102,8 +114,7 @@ def make_avsbench(root: pathlib.Path, *, meta: str = "Single-source") -> pathlib
     name, category = f"{split}_clip_0", "dog_barking"
     rows.append(f"{name},0,{category},{split}")
     write_frames(data / "visual_frames" / split / category / name, 5, name + "_{}.png")
-    write_wav(data / "audio_wav" / split / category / f"{name}.wav",
-              (tones(5, 16000) * 32767).astype(np.int16), 16000)
+    write_wav(data / "audio_wav" / split / category / f"{name}.wav", (tones(5, 16000) * 32767).astype(np.int16), 16000)
     mask = np.zeros((48, 48), np.uint8)
     mask[:, :24] = 255
     (folder := data / "gt_masks" / split / category / name).mkdir(parents=True)
@@ -114,22 +125,29 @@ def make_avsbench(root: pathlib.Path, *, meta: str = "Single-source") -> pathlib
   return root
 
 
-def question(video: str, number: int, kind: tuple[str, str], text: str, values: list[str],
-             answer: str) -> dict:
+def question(video: str, number: int, kind: tuple[str, str], text: str, values: list[str], answer: str) -> dict:
   """One row of the json file, the lists written as strings."""
-  return {"video_id": video, "question_id": number, "type": json.dumps(kind), "question_content": text,
-          "templ_values": json.dumps(values), "question_deleted": 0, "anser": answer}
+  return {
+    "video_id": video,
+    "question_id": number,
+    "type": json.dumps(kind),
+    "question_content": text,
+    "templ_values": json.dumps(values),
+    "question_deleted": 0,
+    "anser": answer,
+  }
 
 
 def make_music_avqa(root: pathlib.Path) -> pathlib.Path:
   """MUSIC-AVQA: three questions on two clips of 30 s in train, one in test."""
   root.mkdir(parents=True)
-  rows = [question("00000001", 1, ("Audio", "Counting"),
-                   "How many musical instruments were heard throughout the video?", [], "one"),
-          question("00000001", 2, ("Audio-Visual", "Existential"),
-                   "Is the <Object> in the video always playing? ", ["violin"], "no"),
-          question("va000002", 3, ("Audio-Visual", "Counting"),
-                   "How many sounding <Object> in the video\uff1f", ["guzheng"], "more than ten")]
+  rows = [
+    question("00000001", 1, ("Audio", "Counting"), "How many musical instruments were heard throughout the video?", [], "one"),
+    question("00000001", 2, ("Audio-Visual", "Existential"), "Is the <Object> in the video always playing? ", ["violin"], "no"),
+    question(
+      "va000002", 3, ("Audio-Visual", "Counting"), "How many sounding <Object> in the video\uff1f", ["guzheng"], "more than ten"
+    ),
+  ]
   (root / "avqa-train.json").write_text(json.dumps(rows))
   (root / "avqa-test.json").write_text(json.dumps(rows[2:]))
   for clip in ("00000001", "va000002"):

@@ -15,9 +15,17 @@ CLASSES = ("drum", "guitar", "piano keyboard with a very long name")
 def made_up_results(num_learned: int = 3) -> dict:
   tasks = ["ave", "avvp", "avs"]
   matrix = [[0.9 - 0.1 * (i - j) if j <= i else None for j in range(3)] for i in range(num_learned)]
-  return {"method": "php", "tasks": tasks, "metric": dict.fromkeys(tasks, "accuracy"), "matrix": matrix,
-          "trivial": dict.fromkeys(tasks, 0.3), "mean_accuracy": 0.8, "forgetting": 0.15, "unseen": None,
-          "data": {"evaluation_split": "test"}}
+  return {
+    "method": "php",
+    "tasks": tasks,
+    "metric": dict.fromkeys(tasks, "accuracy"),
+    "matrix": matrix,
+    "trivial": dict.fromkeys(tasks, 0.3),
+    "mean_accuracy": 0.8,
+    "forgetting": 0.15,
+    "unseen": None,
+    "data": {"evaluation_split": "test"},
+  }
 
 
 def clip(rng: np.random.Generator, seconds: int = 10) -> dict:
@@ -57,8 +65,10 @@ def test_ave_timelines(tmp_path):
 @pytest.mark.parametrize("share", [0.0, 0.4])
 def test_avvp_timelines(tmp_path, share):
   rng = np.random.default_rng(0)
+
   def grids() -> dict[str, np.ndarray]:
     return {modality: (rng.random((10, 3)) < share).astype(np.float32) for modality in ("audio", "visual")}
+
   examples = [clip(rng) | {"truth": grids(), "prediction": grids()} for _ in range(2)]
   looks_drawn(figures.avvp_timelines(examples, CLASSES, tmp_path / "avvp.png"), tmp_path / "avvp.png")
 
@@ -72,8 +82,12 @@ def test_avs_overlays(tmp_path):
 
 def test_avqa_examples(tmp_path):
   rng = np.random.default_rng(0)
-  example = {"type": "Audio/Counting", "question": "Is $x$ or _y^ heard, and is \\frac $ no mathematics?",
-             "answer": "two", "top": [("two", 0.7), ("more than ten", 0.2), ("no", 0.05), ("yes", 0.01)]}
+  example = {
+    "type": "Audio/Counting",
+    "question": "Is $x$ or _y^ heard, and is \\frac $ no mathematics?",
+    "answer": "two",
+    "top": [("two", 0.7), ("more than ten", 0.2), ("no", 0.05), ("yes", 0.01)],
+  }
   examples = [clip(rng) | example, clip(rng, 1) | example]
   looks_drawn(figures.avqa_examples(examples, tmp_path / "avqa.png"), tmp_path / "avqa.png")
 

@@ -40,8 +40,7 @@ def test_ave():
   close(ave.evaluate(g["scores29"], label)[ave.MAIN], g["acc_argmax29"])
   heads = g["is_event_logits"], g["event_logits28"]
   close(100 * ave.evaluate_two_heads(*heads, label)[ave.MAIN], g["acc_cmbs_percent"])
-  one_by_one = [100 * ave.evaluate_two_heads(heads[0][[n]], heads[1][[n]], label[[n]])[ave.MAIN]
-                for n in range(len(label))]
+  one_by_one = [100 * ave.evaluate_two_heads(heads[0][[n]], heads[1][[n]], label[[n]])[ave.MAIN] for n in range(len(label))]
   close(one_by_one, g["acc_cmbs_per_video_percent"])
 
 
@@ -115,8 +114,12 @@ def test_avvp_on_the_official_labels(split):
   speech = np.zeros_like(audio)
   speech[..., 0] = 1
   everywhere = np.broadcast_to(weak[:, None], audio.shape)
-  cases = {"weak_oracle_all_segments": (everywhere, everywhere), "all_negative": (0 * audio, 0 * visual),
-           "always_speech": (speech, speech), "gt_oracle": (audio, visual)}
+  cases = {
+    "weak_oracle_all_segments": (everywhere, everywhere),
+    "all_negative": (0 * audio, 0 * visual),
+    "always_speech": (speech, speech),
+    "gt_oracle": (audio, visual),
+  }
   for name, predicted in cases.items():
     close(ten(avvp.evaluate(*predicted, audio, visual)), g[f"official_{split}_{name}"])
   best = avvp.trivial(audio, visual)[1][avvp.MAIN]
@@ -179,8 +182,12 @@ def test_continual():
   close(continual.fwt(matrix, g["random_baseline"]), g["fwt"])
   scores = continual.summarise(lower)
   expected = {
-      "mean_accuracy": "final_average_accuracy", "mean_of_average_accuracy": "mean_of_average_accuracy",
-      "forgetting": "final_forgetting", "bwt": "final_bwt", "lpi_average": "lpi_average_precision",
-      "lpi_forgetting": "lpi_average_forget"}
+    "mean_accuracy": "final_average_accuracy",
+    "mean_of_average_accuracy": "mean_of_average_accuracy",
+    "forgetting": "final_forgetting",
+    "bwt": "final_bwt",
+    "lpi_average": "lpi_average_precision",
+    "lpi_forgetting": "lpi_average_forget",
+  }
   for ours, theirs in expected.items():
     close(scores[ours], g[theirs])

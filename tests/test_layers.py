@@ -17,11 +17,15 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 PROJECT = ("configs", "data_pipelines", "phpjax")
 
 PARTS = {"configs", "data_pipelines", "phpjax.encoders", "phpjax.methods", "phpjax.metrics", "phpjax.tasks"}
-TOOLS = {f"phpjax.{name}" for name in ("backend", "checkpoint", "errors", "figures", "logs", "partition", "progress",
-                                       "sharding", "workdir")}
+TOOLS = {
+  f"phpjax.{name}"
+  for name in ("backend", "checkpoint", "errors", "figures", "logs", "partition", "progress", "sharding", "workdir")
+}
 BESIDE_TRAIN = {f"phpjax.{name}" for name in ("bench", "convert", "predict", "pretrain", "report")}
-ENGINE = {f"phpjax.{name}" for name in ("benchmarks", "checks", "evaluate", "experiment", "model", "optimizer", "predictions",
-                                        "results", "run", "steps")}
+ENGINE = {
+  f"phpjax.{name}"
+  for name in ("benchmarks", "checks", "evaluate", "experiment", "model", "optimizer", "predictions", "results", "run", "steps")
+}
 BELOW_TRAIN = {*PARTS, *TOOLS, *ENGINE}
 
 # Module or package -> the project's modules and packages it may import. The longest matching name counts.
@@ -33,14 +37,36 @@ MAY_IMPORT: dict[str, set[str]] = {
   "phpjax.optimizer": {"phpjax.partition"},
   "phpjax.steps": {"phpjax.backend", "phpjax.model", "phpjax.optimizer", "phpjax.sharding"},  # the two jitted functions
   "phpjax.predictions": {"phpjax.figures", "phpjax.metrics"},
-  "phpjax.benchmarks": {"data_pipelines", "phpjax.benchmarks", "phpjax.errors", "phpjax.figures", "phpjax.metrics",
-                        "phpjax.predictions", "phpjax.tasks"},
+  "phpjax.benchmarks": {
+    "data_pipelines",
+    "phpjax.benchmarks",
+    "phpjax.errors",
+    "phpjax.figures",
+    "phpjax.metrics",
+    "phpjax.predictions",
+    "phpjax.tasks",
+  },
   "phpjax.experiment": {*PARTS, "phpjax.backend", "phpjax.benchmarks", "phpjax.errors", "phpjax.sharding"},  # config -> objects
-  "phpjax.checks": {*PARTS, "phpjax.backend", "phpjax.benchmarks", "phpjax.errors", "phpjax.experiment", "phpjax.model",
-                    "phpjax.sharding"},
+  "phpjax.checks": {
+    *PARTS,
+    "phpjax.backend",
+    "phpjax.benchmarks",
+    "phpjax.errors",
+    "phpjax.experiment",
+    "phpjax.model",
+    "phpjax.sharding",
+  },
   "phpjax.results": {*PARTS, *TOOLS, "phpjax.benchmarks"},
-  "phpjax.run": {*PARTS, *TOOLS, "phpjax.benchmarks", "phpjax.checks", "phpjax.experiment", "phpjax.optimizer",
-                 "phpjax.results", "phpjax.steps"},
+  "phpjax.run": {
+    *PARTS,
+    *TOOLS,
+    "phpjax.benchmarks",
+    "phpjax.checks",
+    "phpjax.experiment",
+    "phpjax.optimizer",
+    "phpjax.results",
+    "phpjax.steps",
+  },
   "phpjax.train": BELOW_TRAIN,
   **{name: {*BELOW_TRAIN, "phpjax.train", "phpjax.cli"} for name in BESIDE_TRAIN},
   "phpjax.main": {*BELOW_TRAIN, "phpjax.train", "phpjax.cli"},
@@ -51,8 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Package -> the only libraries it may import beside the standard one.
 LIBRARIES: dict[str, set[str]] = {
   "configs": {"ml_collections"},
-  "data_pipelines": {"PIL", "absl", "array_record", "av", "grain", "h5py", "numpy", "soxr",
-                     "tensorflow_datasets"},
+  "data_pipelines": {"PIL", "absl", "array_record", "av", "grain", "h5py", "numpy", "soxr", "tensorflow_datasets"},
   "phpjax.metrics": {"numpy"},
 }
 ONLY_IN = {"torch": "phpjax.convert", "transformers": "phpjax.convert", "tensorflow": "nowhere"}
@@ -113,8 +138,11 @@ def violations(root: pathlib.Path) -> list[str]:
     if rule(name) is None:
       found.append(f"{path.relative_to(root)}: no rule in MAY_IMPORT")
       continue
-    found += [f"{path.relative_to(root)}:{line}: {name} may not import {imported}"
-              for line, imported in imports(path, name) if not is_allowed(name, imported)]
+    found += [
+      f"{path.relative_to(root)}:{line}: {name} may not import {imported}"
+      for line, imported in imports(path, name)
+      if not is_allowed(name, imported)
+    ]
   return found
 
 
@@ -135,31 +163,34 @@ def _write(root: pathlib.Path, file: str, text: str) -> None:
   (root / file).write_text(text)
 
 
-@pytest.mark.parametrize(("file", "text"), [
-  ("phpjax/model.py", "from phpjax.methods import base"),
-  ("phpjax/evaluate.py", "import phpjax.tasks"),
-  ("phpjax/optimizer.py", "from phpjax import partition, train"),
-  ("phpjax/train.py", "from phpjax import predict"),
-  ("phpjax/train.py", "def f():\n  from phpjax.main import main\n"),
-  ("phpjax/predict.py", "from phpjax import report"),
-  ("phpjax/checkpoint.py", "from . import partition"),
-  ("phpjax/methods/php.py", "from phpjax.encoders.base import Stream"),
-  ("phpjax/methods/php.py", "from ..tasks import event"),
-  ("phpjax/methods/__init__.py", "from ..encoders import vit"),
-  ("phpjax/tasks/event.py", "from data_pipelines import schema"),
-  ("phpjax/tasks/event.py", "from phpjax.benchmarks import Benchmark"),
-  ("phpjax/figures.py", "from phpjax import benchmarks"),
-  ("phpjax/benchmarks/ave.py", "from phpjax import results"),
-  ("phpjax/benchmarks/ave.py", "from phpjax.methods import php"),
-  ("phpjax/metrics/ave.py", "import jax.numpy as jnp"),
-  ("phpjax/metrics/deep/ave.py", "import scipy"),
-  ("phpjax/encoders/vit.py", "import torch"),
-  ("data_pipelines/loader.py", "import jax"),
-  ("data_pipelines/toybox/scene.py", "from phpjax import metrics"),
-  ("configs/base.py", "import jax.numpy"),
-  ("configs/base.py", "from phpjax.methods import METHODS"),
-  ("phpjax/new_module.py", "import numpy"),
-])
+@pytest.mark.parametrize(
+  ("file", "text"),
+  [
+    ("phpjax/model.py", "from phpjax.methods import base"),
+    ("phpjax/evaluate.py", "import phpjax.tasks"),
+    ("phpjax/optimizer.py", "from phpjax import partition, train"),
+    ("phpjax/train.py", "from phpjax import predict"),
+    ("phpjax/train.py", "def f():\n  from phpjax.main import main\n"),
+    ("phpjax/predict.py", "from phpjax import report"),
+    ("phpjax/checkpoint.py", "from . import partition"),
+    ("phpjax/methods/php.py", "from phpjax.encoders.base import Stream"),
+    ("phpjax/methods/php.py", "from ..tasks import event"),
+    ("phpjax/methods/__init__.py", "from ..encoders import vit"),
+    ("phpjax/tasks/event.py", "from data_pipelines import schema"),
+    ("phpjax/tasks/event.py", "from phpjax.benchmarks import Benchmark"),
+    ("phpjax/figures.py", "from phpjax import benchmarks"),
+    ("phpjax/benchmarks/ave.py", "from phpjax import results"),
+    ("phpjax/benchmarks/ave.py", "from phpjax.methods import php"),
+    ("phpjax/metrics/ave.py", "import jax.numpy as jnp"),
+    ("phpjax/metrics/deep/ave.py", "import scipy"),
+    ("phpjax/encoders/vit.py", "import torch"),
+    ("data_pipelines/loader.py", "import jax"),
+    ("data_pipelines/toybox/scene.py", "from phpjax import metrics"),
+    ("configs/base.py", "import jax.numpy"),
+    ("configs/base.py", "from phpjax.methods import METHODS"),
+    ("phpjax/new_module.py", "import numpy"),
+  ],
+)
 def test_a_crossing_is_found(tmp_path, file, text):
   _write(tmp_path, file, text)
   (line,) = violations(tmp_path)

@@ -113,12 +113,15 @@ def test_sources_without_a_mask_get_one():
   assert last["mask"].tolist() == [1, 0, 0, 0] and last["mask"].dtype == np.float32
 
 
-@pytest.mark.parametrize(("settings", "words"), [
-  ({"batch_size": 3, "process_count": 2}, "batch_size 3 does not divide by 2 processes"),
-  ({"batch_size": 0}, "batch_size 0"),
-  ({"process_index": 2, "process_count": 2}, "process_index 2"),
-  ({"length": 0}, "no examples"),
-])
+@pytest.mark.parametrize(
+  ("settings", "words"),
+  [
+    ({"batch_size": 3, "process_count": 2}, "batch_size 3 does not divide by 2 processes"),
+    ({"batch_size": 0}, "batch_size 0"),
+    ({"process_index": 2, "process_count": 2}, "process_index 2"),
+    ({"length": 0}, "no examples"),
+  ],
+)
 def test_impossible_settings_are_one_clear_line(settings, words):
   with pytest.raises(DataError, match=words):
     epoch(**settings)

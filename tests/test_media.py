@@ -79,7 +79,7 @@ def test_pick_seconds():
 def cut(path: pathlib.Path, out: pathlib.Path, share: float) -> pathlib.Path:
   """The first part of a file."""
   data = path.read_bytes()
-  out.write_bytes(data[:int(len(data) * share)])
+  out.write_bytes(data[: int(len(data) * share)])
   return out
 
 
@@ -87,7 +87,7 @@ def cut_between_packets(path: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
   """The first half of a file, cut where a decoder does not notice."""
   with av.open(str(path)) as container:
     positions = sorted(packet.pos for packet in container.demux() if packet.pos)
-  out.write_bytes(path.read_bytes()[:positions[len(positions) // 2]])
+  out.write_bytes(path.read_bytes()[: positions[len(positions) // 2]])
   return out
 
 
@@ -169,8 +169,14 @@ def test_masks_agree_however_they_are_stored(tmp_path):
   palette = Image.fromarray(truth, mode="P")
   palette.putpalette([0, 0, 0, 128, 0, 0])
   white = Image.fromarray(truth * 255)
-  images = {"0/1": Image.fromarray(truth), "0/255": white, "palette": palette, "1-bit": white.convert("1"),
-            "rgb": white.convert("RGB"), "rgba": white.convert("RGBA")}
+  images = {
+    "0/1": Image.fromarray(truth),
+    "0/255": white,
+    "palette": palette,
+    "1-bit": white.convert("1"),
+    "rgb": white.convert("RGB"),
+    "rgba": white.convert("RGBA"),
+  }
   for name, image in images.items():
     path = tmp_path / f"{name.replace('/', '_')}.png"
     image.save(path)

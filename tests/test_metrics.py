@@ -81,12 +81,13 @@ def test_batches_and_padding_change_nothing(name, seed, n, batch_size):
   whole = METRICS[name].evaluate(*inputs)
   padding = -n % batch_size
   # Padding holds anything but NaN: the loader writes zeros, and random rows are the harder case.
-  padded = [np.concatenate([array, extra])
-            for array, extra in zip(inputs, INPUTS[name](rng, padding), strict=True)]
+  padded = [np.concatenate([array, extra]) for array, extra in zip(inputs, INPUTS[name](rng, padding), strict=True)]
   mask = np.concatenate([np.ones(n), np.zeros(padding)]).astype(np.float32)
   same(whole, METRICS[name].evaluate(*padded, mask=mask))
-  parts = [batch_statistics(name, tuple(array[s:s + batch_size] for array in padded), mask[s:s + batch_size])
-           for s in range(0, n + padding, batch_size)]
+  parts = [
+    batch_statistics(name, tuple(array[s : s + batch_size] for array in padded), mask[s : s + batch_size])
+    for s in range(0, n + padding, batch_size)
+  ]
   same(whole, METRICS[name].summarise(rows.join(parts)))
 
 
@@ -139,7 +140,9 @@ def test_ave_worked_example():
   everywhere = ave.evaluate(np.eye(6)[np.zeros_like(label)], label)
   assert everywhere == {"segment_accuracy": 0.4, "background_recall": 0.0, "event_segment_accuracy": 1.0}
   assert ave.trivial(label, background=5) == (
-      "background", {"segment_accuracy": 0.6, "background_recall": 1.0, "event_segment_accuracy": 0.0})
+    "background",
+    {"segment_accuracy": 0.6, "background_recall": 1.0, "event_segment_accuracy": 0.0},
+  )
 
 
 def test_ave_relevance_of_exactly_one_half_is_background():
@@ -163,9 +166,16 @@ def test_avvp_worked_example():
   assert scores["event/A"] == 1
 
 
-@pytest.mark.parametrize("predicted, truth, expected", [
-    ([(0, 4), (5, 8)], [(0, 8)], [1, 1, 0]), ([(0, 10)], [(0, 4)], [0, 1, 1]),
-    ([(0, 1), (2, 3)], [(0, 3)], [0, 2, 1]), ([(0, 5), (6, 10)], [(0, 10)], [1, 1, 0]), ([], [], [0, 0, 0])])
+@pytest.mark.parametrize(
+  "predicted, truth, expected",
+  [
+    ([(0, 4), (5, 8)], [(0, 8)], [1, 1, 0]),
+    ([(0, 10)], [(0, 4)], [0, 1, 1]),
+    ([(0, 1), (2, 3)], [(0, 3)], [0, 2, 1]),
+    ([(0, 5), (6, 10)], [(0, 10)], [1, 1, 0]),
+    ([], [], [0, 0, 0]),
+  ],
+)
 def test_avvp_event_matching(predicted, truth, expected):
   counts = avvp.event_counts(strip(*predicted) > 0, strip(*truth) > 0)
   np.testing.assert_array_equal(counts[:, 0, 0], expected)
@@ -198,8 +208,13 @@ def test_avs_frames_without_a_label_do_not_count():
 def test_avqa_worked_example():
   hit = np.array([True, False, True, False])
   assert avqa.summarise({"hit": hit, "type": np.array([0, 0, 1, 3])}) == {
-      "accuracy": 0.5, "Audio": pytest.approx(2 / 3), "Audio/Counting": 0.5, "Audio/Comparative": 1.0,
-      "Visual": 0.0, "Visual/Location": 0.0}
+    "accuracy": 0.5,
+    "Audio": pytest.approx(2 / 3),
+    "Audio/Counting": 0.5,
+    "Audio/Comparative": 1.0,
+    "Visual": 0.0,
+    "Visual/Location": 0.0,
+  }
 
 
 def test_avqa_type_out_of_range_is_refused():
@@ -228,8 +243,11 @@ def test_avvp_trivial_is_the_best_of_all_constants_and_the_closed_form_is_right(
   _, _, audio, visual = avvp_inputs(np.random.default_rng(seed), 5)
   _, scores = avvp.trivial(audio, visual)
   candidates = np.concatenate([np.zeros((1, 4), bool), np.eye(4, dtype=bool)])
-  constants = [avvp.evaluate(np.broadcast_to(a, audio.shape), np.broadcast_to(v, audio.shape), audio, visual)
-               for a in candidates for v in candidates]
+  constants = [
+    avvp.evaluate(np.broadcast_to(a, audio.shape), np.broadcast_to(v, audio.shape), audio, visual)
+    for a in candidates
+    for v in candidates
+  ]
   assert scores[avvp.MAIN] >= max(constant[avvp.MAIN] for constant in constants) - 1e-12
   closed = avvp._constant_score(candidates, audio)
   np.testing.assert_allclose(closed, [constants[5 * a]["segment/A"] for a in range(5)], atol=1e-12)
@@ -261,8 +279,14 @@ def test_avqa_trivial_counts_training_answers_only():
   name, scores = avqa.trivial(*train, np.array([3, 5, 3, 0]), np.array([0, 1, 2, 1]))
   assert name == "majority answer per question type"
   # Type 2 has no training question, so it gets the most frequent answer of all, 3.
-  assert scores == {"accuracy": 0.75, "Audio": pytest.approx(2 / 3), "Audio/Counting": 1.0,
-                    "Audio/Comparative": 0.5, "Visual": 1.0, "Visual/Counting": 1.0}
+  assert scores == {
+    "accuracy": 0.75,
+    "Audio": pytest.approx(2 / 3),
+    "Audio/Counting": 1.0,
+    "Audio/Comparative": 0.5,
+    "Visual": 1.0,
+    "Visual/Counting": 1.0,
+  }
 
 
 # Sequences of tasks.

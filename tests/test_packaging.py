@@ -22,9 +22,25 @@ PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][0-9A-Za-z.!+]*")
 # Import name -> distribution, where they differ.
 DISTRIBUTIONS = {"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint", "google": "protobuf"}
 # What the toybox job, prepare and predict need.
-AGREED = {"jax", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "grain", "einops",
-          "ml-collections", "librosa", "array-record", "av", "soxr", "pillow", "safetensors", "tokenizers",
-          "matplotlib", "h5py"}
+AGREED = {
+  "jax",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "tensorflow-datasets",
+  "grain",
+  "einops",
+  "ml-collections",
+  "librosa",
+  "array-record",
+  "av",
+  "soxr",
+  "pillow",
+  "safetensors",
+  "tokenizers",
+  "matplotlib",
+  "h5py",
+}
 
 
 def normal(name: str) -> str:
@@ -90,8 +106,23 @@ def test_wheel_holds_every_module_and_data_file(tmp_path):
   expected = {str(p.relative_to(source)) for p in source.rglob("*") if p.is_file() and p.parent != source}
   for folder in ("data_pipelines/toybox/media", "phpjax/encoders/nano"):
     assert any(name.startswith(f"{folder}/") for name in expected), f"{folder} is empty"
-  subprocess.run([sys.executable, "-m", "pip", "wheel", "--quiet", "--no-build-isolation", "--no-deps",
-                  "--no-index", "--wheel-dir", tmp_path, source], check=True, timeout=120)
+  subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "pip",
+      "wheel",
+      "--quiet",
+      "--no-build-isolation",
+      "--no-deps",
+      "--no-index",
+      "--wheel-dir",
+      tmp_path,
+      source,
+    ],
+    check=True,
+    timeout=120,
+  )
   (wheel,) = tmp_path.glob("phpjax-*.whl")
   held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
   assert held == expected

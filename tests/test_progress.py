@@ -79,10 +79,11 @@ def test_matrix_in_plain_lines():
   stream = io.StringIO()
   progress.Progress(stream=stream).matrix(("ave", "avvp"), [[0.8], [0.7, 0.805]], METRIC)
   assert stream.getvalue().splitlines() == [
-      "accuracy matrix, percent",
-      "after  ave (segment_accuracy)  avvp (segment/Type@AV)  mean",
-      "ave                      80.0                       -  80.0",
-      "avvp                     70.0                    80.5  75.2"]
+    "accuracy matrix, percent",
+    "after  ave (segment_accuracy)  avvp (segment/Type@AV)  mean",
+    "ave                      80.0                       -  80.0",
+    "avvp                     70.0                    80.5  75.2",
+  ]
 
 
 def test_nulls_and_zero_shot_scores_above_the_diagonal_are_dashes():
@@ -129,8 +130,16 @@ def test_duration(seconds, text):
 
 
 def write(log: logs.MetricsLog, step: int, loss: float = 0.5) -> None:
-  log.step(step, task="ave", epoch=0, loss=loss, losses={"task": np.float32(loss)},
-           lr={"head": 1e-3}, examples_per_s=10, data_wait_s=0.0)
+  log.step(
+    step,
+    task="ave",
+    epoch=0,
+    loss=loss,
+    losses={"task": np.float32(loss)},
+    lr={"head": 1e-3},
+    examples_per_s=10,
+    data_wait_s=0.0,
+  )
 
 
 def steps_in(folder) -> list[int]:

@@ -28,8 +28,12 @@ MEDIA = Media(image_size=16, sample_rate_hz=8000)
 # key -> (dtype, shape) that every example of a dataset has beside visual, audio, id and mask.
 LABELS = {
   "ave": {"label": ("int32", (10,))},
-  "llp": {"label": ("float32", (25,)), "dense_audio": ("float32", (10, 25)),
-          "dense_visual": ("float32", (10, 25)), "dense": ("float32", ())},
+  "llp": {
+    "label": ("float32", (25,)),
+    "dense_audio": ("float32", (10, 25)),
+    "dense_visual": ("float32", (10, 25)),
+    "dense": ("float32", ()),
+  },
   "avsbench": {"label": ("uint8", (5, 16, 16)), "label_mask": ("float32", (5,)), "class": ("int32", ())},
   "music_avqa": {"question": ("int32", (14,)), "label": ("int32", ()), "type": ("int32", ())},
 }
@@ -55,11 +59,16 @@ def key_of(dataset: Dataset) -> str:
 
 # Every dataset of the table.
 
+
 def test_examples_have_the_agreed_keys_types_and_shapes(dataset):
   seconds = 5 if type(dataset) is AVSBench else 10
   assert dataset.seconds == seconds
-  expected = {"visual": ("uint8", (seconds, 16, 16, 3)), "audio": ("int16", (seconds, 8000)),
-              "mask": ("float32", ()), **LABELS[key_of(dataset)]}
+  expected = {
+    "visual": ("uint8", (seconds, 16, 16, 3)),
+    "audio": ("int16", (seconds, 8000)),
+    "mask": ("float32", ()),
+    **LABELS[key_of(dataset)],
+  }
   for split in dataset.splits():
     for record in dataset.records(split):
       example = dataset.decode(record, MEDIA)
@@ -131,9 +140,11 @@ def test_bad_clips_stop_or_are_left_out(dataset, tmp_path):
 
 def test_cache_makes_an_entry_once_for_many_threads():
   cache, made, start = ClipCache(), [], threading.Barrier(8)
+
   def ask() -> None:
     start.wait()
     cache.fetch("clip", lambda: made.append(1) or time.sleep(0.05) or {"x": np.zeros(3)})
+
   threads = [threading.Thread(target=ask) for _ in range(8)]
   [thread.start() for thread in threads]
   [thread.join() for thread in threads]
@@ -151,6 +162,7 @@ def test_cache_stays_within_its_bytes():
 
 
 # AVE.
+
 
 @pytest.mark.parametrize("media", ["", "video", "AVE"])
 @pytest.mark.parametrize("header", [True, False])
@@ -199,10 +211,11 @@ def test_ave_damaged_rows_are_named(tmp_path, row):
 
 # LLP.
 
+
 def test_llp_weak_and_dense_labels(data_root):
   dataset = LLP(data_root)
   assert dataset.splits() == ("train", "test")
-  train, = (dataset.labels(record) for record in dataset.records("train"))
+  (train,) = (dataset.labels(record) for record in dataset.records("train"))
   assert np.flatnonzero(train["label"]).tolist() == [0, 3]
   assert train["dense"] == 0 and not train["dense_audio"].any()
   first, second = (dataset.labels(record) for record in dataset.records("test"))
@@ -213,8 +226,9 @@ def test_llp_weak_and_dense_labels(data_root):
   assert second["dense"] == 1 and not second["dense_audio"].any()  # evaluated, and nothing is heard
 
 
-@pytest.mark.parametrize(("labels", "media"), [
-  ("data", "video"), ("", "LLP_dataset/video"), ("LLP_dataset/labels", "LLP_dataset/video")])
+@pytest.mark.parametrize(
+  ("labels", "media"), [("data", "video"), ("", "LLP_dataset/video"), ("LLP_dataset/labels", "LLP_dataset/video")]
+)
 def test_llp_in_other_folders(tmp_path, labels, media):
   official = fabricate.make_llp(tmp_path / "official")
   root = tmp_path / "AVVP"
@@ -241,6 +255,7 @@ def test_llp_wrong_rows_are_named(tmp_path):
 
 
 # AVSBench.
+
 
 @pytest.mark.parametrize("meta", ["Single-source", "Single-source/s4_data"])
 def test_avsbench_masks_train_has_only_the_first(tmp_path, meta):
@@ -272,17 +287,24 @@ def test_avsbench_broken_or_missing_parts_are_named(tmp_path):
 
 # MUSIC-AVQA.
 
+
 def test_music_avqa_questions_answers_and_types(data_root):
   dataset = MusicAVQA(data_root)
   words, answers = dataset.vocabulary["words"], dataset.vocabulary["answers"]
   assert len(words) == 93 and len(answers) == 42 == len(dataset.classes) and words[0] == "<pad>"
   labels = [dataset.labels(record) for record in dataset.records("train")]
   said = [" ".join(words[i] for i in example["question"] if i) for example in labels]
-  assert said == ["How many musical instruments were heard throughout the video",
-                  "Is the violin in the video always playing", "How many sounding guzheng in the video"]
+  assert said == [
+    "How many musical instruments were heard throughout the video",
+    "Is the violin in the video always playing",
+    "How many sounding guzheng in the video",
+  ]
   assert [answers[example["label"]] for example in labels] == ["one", "no", "more than ten"]
   assert [QUESTION_TYPES[example["type"]] for example in labels] == [
-    ("Audio", "Counting"), ("Audio-Visual", "Existential"), ("Audio-Visual", "Counting")]
+    ("Audio", "Counting"),
+    ("Audio-Visual", "Existential"),
+    ("Audio-Visual", "Counting"),
+  ]
   assert (labels[0]["question"][9:] == 0).all()
 
 
@@ -313,14 +335,17 @@ def test_music_avqa_own_vocabulary(tmp_path):
     MusicAVQA(root)
 
 
-@pytest.mark.parametrize(("change", "words"), [
-  ({"question_content": "Is the zither in the video always playing?"}, "word 'zither'"),
-  ({"question_content": "Is the in the video always playing?", "templ_values": '["violin"]'}, "0 slots"),
-  ({"question_content": " ".join(["the"] * 15)}, "15 words"),
-  ({"anser": "maybe"}, "answer 'maybe'"),
-  ({"type": '["Audio", "Smell"]'}, "unknown question type"),
-  ({"type": "__import__('os').getcwd()"}, "is not a list"),
-])
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"question_content": "Is the zither in the video always playing?"}, "word 'zither'"),
+    ({"question_content": "Is the in the video always playing?", "templ_values": '["violin"]'}, "0 slots"),
+    ({"question_content": " ".join(["the"] * 15)}, "15 words"),
+    ({"anser": "maybe"}, "answer 'maybe'"),
+    ({"type": '["Audio", "Smell"]'}, "unknown question type"),
+    ({"type": "__import__('os').getcwd()"}, "is not a list"),
+  ],
+)
 def test_music_avqa_wrong_rows_are_one_line(tmp_path, change, words):
   root = tmp_path / "MUSIC-AVQA"
   root.mkdir()

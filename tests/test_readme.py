@@ -17,13 +17,27 @@ import pytest
 from ml_collections import ConfigDict
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-EXPERIMENTS = sorted(p for p in (ROOT / "configs").glob("*.py")
-                     if p.stem not in ("__init__", "base") and not p.stem.startswith("nano"))
+EXPERIMENTS = sorted(
+  p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "base") and not p.stem.startswith("nano")
+)
 VARIANTS = ("", "toybox", "tiny")
-FIELDS = ("seed", "batch_size", "num_epochs", "tasks", "method.name", "method.compat", "data.root", "task_id",
-          "mesh", "on_nonfinite", "resume")
-COMMAND = re.compile(r"^\s*(?:\$ )?((?:[A-Z_]+=\S+ )*"
-                     r"(?:python -m (?:phpjax|data_pipelines)\b|bash launch/).*)$")
+FIELDS = (
+  "seed",
+  "batch_size",
+  "num_epochs",
+  "tasks",
+  "method.name",
+  "method.compat",
+  "data.root",
+  "task_id",
+  "mesh",
+  "on_nonfinite",
+  "resume",
+)
+COMMAND = re.compile(
+  r"^\s*(?:\$ )?((?:[A-Z_]+=\S+ )*"
+  r"(?:python -m (?:phpjax|data_pipelines)\b|bash launch/).*)$"
+)
 
 
 def texts() -> dict[str, str]:
@@ -60,8 +74,7 @@ def field(config: ConfigDict, name: str) -> object:
 @functools.cache
 def help_of(module: str) -> str:
   """The text of `python -m MODULE --help`, which must exit with 0 and print no traceback."""
-  done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True,
-                        timeout=120)
+  done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120)
   assert done.returncode == 0, f"{module} --help: exit {done.returncode}\n{done.stderr[-2000:]}"
   assert "Traceback" not in done.stdout + done.stderr
   return done.stdout + done.stderr
@@ -105,8 +118,7 @@ def test_command_parses(file, command):
     check_arguments(words[2], words[3:])
 
 
-@pytest.mark.parametrize("module", ["data_pipelines.toybox", "phpjax.main", "phpjax.predict",
-                                    "phpjax.pretrain"])
+@pytest.mark.parametrize("module", ["data_pipelines.toybox", "phpjax.main", "phpjax.predict", "phpjax.pretrain"])
 def test_help_exits_with_zero(module):
   assert "--" in help_of(module)
 
@@ -140,6 +152,7 @@ def test_config_shows_its_own_command_and_refuses_unknown_variants(path):
 def test_readme_names_every_method_and_task():
   from phpjax.methods import METHODS
   from phpjax.tasks import TASKS
+
   text = (ROOT / "README.md").read_text()
   assert [name for name in (*METHODS, *TASKS) if f"`{name}`" not in text] == []
 
@@ -151,12 +164,15 @@ def test_readme_links_lead_somewhere_and_it_stays_short():
   assert text.count("\n") <= 130
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-  ("bash launch/local.sh", ["bash launch/local.sh"]),
-  ("  $ python -m phpjax.main --help\n", ["python -m phpjax.main --help"]),
-  ("python -m phpjax.main \\\n  --workdir=a", ["python -m phpjax.main --workdir=a"]),
-  ("PHPJAX_EXTRAS=cuda bash launch/local.sh", ["PHPJAX_EXTRAS=cuda bash launch/local.sh"]),
-  ("see `python -m phpjax.main`", []),
-])
+@pytest.mark.parametrize(
+  ("text", "expected"),
+  [
+    ("bash launch/local.sh", ["bash launch/local.sh"]),
+    ("  $ python -m phpjax.main --help\n", ["python -m phpjax.main --help"]),
+    ("python -m phpjax.main \\\n  --workdir=a", ["python -m phpjax.main --workdir=a"]),
+    ("PHPJAX_EXTRAS=cuda bash launch/local.sh", ["PHPJAX_EXTRAS=cuda bash launch/local.sh"]),
+    ("see `python -m phpjax.main`", []),
+  ],
+)
 def test_commands_are_found(text, expected):
   assert commands(text) == expected

@@ -35,8 +35,9 @@ def decide_two_heads(is_event_logits: np.ndarray, event_logits: np.ndarray) -> n
   return np.where(is_event_logits > 0, event_logits.argmax(-1)[:, None], event_logits.shape[-1])
 
 
-def statistics(predicted: np.ndarray, label: np.ndarray, *, background: int,
-               mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def statistics(
+  predicted: np.ndarray, label: np.ndarray, *, background: int, mask: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
   """What a batch contributes: predicted, label int [N, T], mask [N] -> {"hit", "background"} bool [n, T]."""
   predicted, label = rows.keep(mask, predicted, label)
   if predicted.shape != label.shape:
@@ -66,16 +67,16 @@ def evaluate(scores: np.ndarray, label: np.ndarray, mask: np.ndarray | None = No
   return summarise(statistics(decide(scores), label, background=scores.shape[-1] - 1))
 
 
-def evaluate_two_heads(is_event_logits: np.ndarray, event_logits: np.ndarray, label: np.ndarray,
-                       mask: np.ndarray | None = None) -> dict[str, float]:
+def evaluate_two_heads(
+  is_event_logits: np.ndarray, event_logits: np.ndarray, label: np.ndarray, mask: np.ndarray | None = None
+) -> dict[str, float]:
   """Relevance [N, T], category scores [N, C], label int [N, T], mask [N] -> the scores of `summarise`."""
   is_event_logits, event_logits, label = rows.keep(mask, is_event_logits, event_logits, label)
   predicted = decide_two_heads(is_event_logits, event_logits)
   return summarise(statistics(predicted, label, background=event_logits.shape[-1]))
 
 
-def trivial(label: np.ndarray, *, background: int,
-            mask: np.ndarray | None = None) -> tuple[str, dict[str, float]]:
+def trivial(label: np.ndarray, *, background: int, mask: np.ndarray | None = None) -> tuple[str, dict[str, float]]:
   """The best predictor that answers one class everywhere, chosen on the very labels it is scored on.
 
   Args:
@@ -86,7 +87,7 @@ def trivial(label: np.ndarray, *, background: int,
   Returns:
     Its name ("background" or "class 3") and its scores.
   """
-  label, = rows.keep(mask, label)
+  (label,) = rows.keep(mask, label)
   counts = np.bincount(label.ravel(), minlength=background + 1)
   best = int(counts.argmax())
   name = "background" if best == background else f"class {best}"

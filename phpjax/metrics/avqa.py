@@ -15,13 +15,21 @@ from phpjax.metrics import rows
 MAIN = "accuracy"
 MODALITIES = ("Audio", "Visual", "Audio-Visual")
 QUESTION_TYPES = (
-    ("Audio", "Counting"), ("Audio", "Comparative"), ("Visual", "Counting"), ("Visual", "Location"),
-    ("Audio-Visual", "Existential"), ("Audio-Visual", "Counting"), ("Audio-Visual", "Location"),
-    ("Audio-Visual", "Comparative"), ("Audio-Visual", "Temporal"))
+  ("Audio", "Counting"),
+  ("Audio", "Comparative"),
+  ("Visual", "Counting"),
+  ("Visual", "Location"),
+  ("Audio-Visual", "Existential"),
+  ("Audio-Visual", "Counting"),
+  ("Audio-Visual", "Location"),
+  ("Audio-Visual", "Comparative"),
+  ("Audio-Visual", "Temporal"),
+)
 
 
-def statistics(predicted: np.ndarray, label: np.ndarray, question_type: np.ndarray, *,
-               mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def statistics(
+  predicted: np.ndarray, label: np.ndarray, question_type: np.ndarray, *, mask: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
   """What one batch contributes.
 
   Args:
@@ -34,8 +42,9 @@ def statistics(predicted: np.ndarray, label: np.ndarray, question_type: np.ndarr
   """
   predicted, label, question_type = rows.keep(mask, predicted, label, question_type)
   if question_type.size and not 0 <= question_type.min() <= question_type.max() < len(QUESTION_TYPES):
-    raise ValueError(f"question types must lie in 0 to {len(QUESTION_TYPES) - 1}, "
-                     f"found {question_type.min()} to {question_type.max()}")
+    raise ValueError(
+      f"question types must lie in 0 to {len(QUESTION_TYPES) - 1}, found {question_type.min()} to {question_type.max()}"
+    )
   return {"hit": predicted == label, "type": question_type}
 
 
@@ -59,16 +68,18 @@ def summarise(stats: Mapping[str, np.ndarray]) -> dict[str, float]:
   return scores
 
 
-def evaluate(scores: np.ndarray, label: np.ndarray, question_type: np.ndarray,
-             mask: np.ndarray | None = None) -> dict[str, float]:
+def evaluate(
+  scores: np.ndarray, label: np.ndarray, question_type: np.ndarray, mask: np.ndarray | None = None
+) -> dict[str, float]:
   """Answer scores [N, A], label int [N], question_type int [N], mask [N] -> the scores of `summarise`."""
   scores, label, question_type = rows.keep(mask, scores, label, question_type)
   rows.check_finite("AVQA scores", scores)
   return summarise(statistics(scores.argmax(-1), label, question_type))
 
 
-def trivial(train_label: np.ndarray, train_type: np.ndarray, label: np.ndarray, question_type: np.ndarray,
-            mask: np.ndarray | None = None) -> tuple[str, dict[str, float]]:
+def trivial(
+  train_label: np.ndarray, train_type: np.ndarray, label: np.ndarray, question_type: np.ndarray, mask: np.ndarray | None = None
+) -> tuple[str, dict[str, float]]:
   """The predictor that gives, for each question type, the answer most frequent in training; it sees no clip.
 
   A type that training lacks gets the most frequent answer of all.
@@ -88,4 +99,5 @@ def trivial(train_label: np.ndarray, train_type: np.ndarray, label: np.ndarray, 
   for index in np.unique(train_type):
     answer[index] = np.bincount(train_label[train_type == index]).argmax()
   return "majority answer per question type", summarise(
-      statistics(answer[np.asarray(question_type)], label, question_type, mask=mask))
+    statistics(answer[np.asarray(question_type)], label, question_type, mask=mask)
+  )

@@ -52,8 +52,9 @@ def _at_least(passed: np.ndarray) -> np.ndarray:
   return np.bincount(passed, minlength=NUM_THRESHOLDS + 1)[::-1].cumsum()[::-1][1:].astype(np.float64)
 
 
-def statistics(logits: np.ndarray, label: np.ndarray, *, mask: np.ndarray | None = None,
-               label_mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def statistics(
+  logits: np.ndarray, label: np.ndarray, *, mask: np.ndarray | None = None, label_mask: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
   """Reduces masks to numbers, so that a test set need not be held in memory.
 
   Args:
@@ -75,8 +76,7 @@ def statistics(logits: np.ndarray, label: np.ndarray, *, mask: np.ndarray | None
   f = np.zeros((*label.shape[:2], NUM_THRESHOLDS))
   for index in np.ndindex(*label.shape[:2]):
     f[index] = frame_f_curve(probability[index], truth[index])
-  return {"iou": frame_iou(probability > 0.5, truth), "f": f, "labelled": label_mask > 0.5,
-          "present": truth.any((-2, -1))}
+  return {"iou": frame_iou(probability > 0.5, truth), "f": f, "labelled": label_mask > 0.5, "present": truth.any((-2, -1))}
 
 
 def summarise(stats: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -87,8 +87,9 @@ def summarise(stats: Mapping[str, np.ndarray]) -> dict[str, float]:
   stats = {name: value[used] for name, value in stats.items()}
   scores = {}
   for suffix, size in (("", 1), ("_batch4", 4)):
-    groups = [{name: value[start:start + size] for name, value in stats.items()}
-              for start in range(0, len(stats["iou"]), size)]
+    groups = [
+      {name: value[start : start + size] for name, value in stats.items()} for start in range(0, len(stats["iou"]), size)
+    ]
     scores[f"miou{suffix}"] = rows.mean([group["iou"][group["labelled"]].mean() for group in groups])
     scores[f"f{suffix}"] = rows.mean([_group_f(group) for group in groups])
   return scores
@@ -100,14 +101,16 @@ def _group_f(group: Mapping[str, np.ndarray]) -> float:
   return float(group["f"][counted].mean(0).max()) if counted.any() else 0.0
 
 
-def evaluate(logits: np.ndarray, label: np.ndarray, mask: np.ndarray | None = None,
-             label_mask: np.ndarray | None = None) -> dict[str, float]:
+def evaluate(
+  logits: np.ndarray, label: np.ndarray, mask: np.ndarray | None = None, label_mask: np.ndarray | None = None
+) -> dict[str, float]:
   """Logits [N, T, H, W], label {0, 1} the same, mask [N], label_mask [N, T] -> the scores of `summarise`."""
   return summarise(statistics(logits, label, mask=mask, label_mask=label_mask))
 
 
-def trivial(label: np.ndarray, mean_mask: np.ndarray, mask: np.ndarray | None = None,
-            label_mask: np.ndarray | None = None) -> tuple[str, dict[str, float]]:
+def trivial(
+  label: np.ndarray, mean_mask: np.ndarray, mask: np.ndarray | None = None, label_mask: np.ndarray | None = None
+) -> tuple[str, dict[str, float]]:
   """The best constant mask under `miou`, chosen on the very labels it is scored on.
 
   Tried: nothing, everything, and the mean training mask cut at twenty levels.
@@ -149,6 +152,8 @@ def _constant_iou(masks: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 def _constant_scores(logits: np.ndarray, label: np.ndarray, label_mask: np.ndarray) -> dict[str, float]:
   """Scores of one mask [H, W] said for every frame of label [N, T, H, W], clip by clip to spare memory."""
-  parts = [statistics(np.broadcast_to(logits, clip.shape)[None], clip[None], label_mask=counted[None])
-           for clip, counted in zip(label, label_mask, strict=True)]
+  parts = [
+    statistics(np.broadcast_to(logits, clip.shape)[None], clip[None], label_mask=counted[None])
+    for clip, counted in zip(label, label_mask, strict=True)
+  ]
   return summarise(rows.join(parts))

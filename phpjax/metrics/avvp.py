@@ -76,8 +76,9 @@ def f_score(counts: np.ndarray) -> np.ndarray:
   return np.where(num_classes > 0, per_class.sum(-1) / np.maximum(num_classes, 1), 1.0)
 
 
-def statistics(audio: np.ndarray, visual: np.ndarray, true_audio: np.ndarray, true_visual: np.ndarray, *,
-               mask: np.ndarray | None = None) -> dict[str, np.ndarray]:
+def statistics(
+  audio: np.ndarray, visual: np.ndarray, true_audio: np.ndarray, true_visual: np.ndarray, *, mask: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
   """F1 per clip.
 
   Args:
@@ -105,19 +106,26 @@ def summarise(stats: Mapping[str, np.ndarray]) -> dict[str, float]:
   scores = {}
   for level in LEVELS:
     audio, visual, both, pooled = [rows.mean(stats[level][:, column]) for column in range(4)]
-    scores |= {f"{level}/A": audio, f"{level}/V": visual, f"{level}/AV": both,
-               f"{level}/Type@AV": (audio + visual + both) / 3, f"{level}/Event@AV": pooled}
+    scores |= {
+      f"{level}/A": audio,
+      f"{level}/V": visual,
+      f"{level}/AV": both,
+      f"{level}/Type@AV": (audio + visual + both) / 3,
+      f"{level}/Event@AV": pooled,
+    }
   return scores
 
 
-def evaluate(audio: np.ndarray, visual: np.ndarray, true_audio: np.ndarray, true_visual: np.ndarray,
-             mask: np.ndarray | None = None) -> dict[str, float]:
+def evaluate(
+  audio: np.ndarray, visual: np.ndarray, true_audio: np.ndarray, true_visual: np.ndarray, mask: np.ndarray | None = None
+) -> dict[str, float]:
   """Four grids {0, 1} [N, T, C] and mask [N] -> the ten scores of `summarise`."""
   return summarise(statistics(audio, visual, true_audio, true_visual, mask=mask))
 
 
-def php_top1(scores: np.ndarray, label: np.ndarray, mask: np.ndarray | None = None, *,
-             per_label: bool = False) -> dict[str, float]:
+def php_top1(
+  scores: np.ndarray, label: np.ndarray, mask: np.ndarray | None = None, *, per_label: bool = False
+) -> dict[str, float]:
   """The number that the PHP release logs for LLP; not an AVVP score.
 
   Always "Speech" reaches 63.0 % on the official test set with `per_label`, 52.1 % without.
@@ -143,12 +151,10 @@ def php_top1(scores: np.ndarray, label: np.ndarray, mask: np.ndarray | None = No
   hit = label[np.arange(len(label)), predicted]
   if not len(label):
     raise ValueError("no example to score")
-  return {"php_top1": float(np.average(first, weights=weight)),
-          "any_label_accuracy": float(np.average(hit, weights=weight))}
+  return {"php_top1": float(np.average(first, weights=weight)), "any_label_accuracy": float(np.average(hit, weights=weight))}
 
 
-def trivial(true_audio: np.ndarray, true_visual: np.ndarray,
-            mask: np.ndarray | None = None) -> tuple[str, dict[str, float]]:
+def trivial(true_audio: np.ndarray, true_visual: np.ndarray, mask: np.ndarray | None = None) -> tuple[str, dict[str, float]]:
   """The best constant predictor under `segment/Type@AV`, chosen on the very labels it is scored on.
 
   A constant predictor says the same set of classes in all seconds of all clips. Tried for each modality, in

@@ -30,7 +30,7 @@ def as_array(matrix: Matrix) -> np.ndarray:
 def average_accuracy(matrix: Matrix) -> np.ndarray:
   """A_k = mean over j <= k of R[k, j] -> [K]."""
   scores = as_array(matrix)
-  return np.array([scores[k, :k + 1].mean() for k in range(len(scores))])
+  return np.array([scores[k, : k + 1].mean() for k in range(len(scores))])
 
 
 def forgetting(matrix: Matrix) -> np.ndarray:
@@ -94,7 +94,11 @@ def summarise(matrix: Matrix) -> dict[str, float]:
   """
   average = average_accuracy(matrix)
   return {
-      "mean_accuracy": float(average[-1]), "mean_of_average_accuracy": float(average.mean()),
-      "forgetting": float(forgetting(matrix)[-1]),
-      "forgetting_since_learned": float(forgetting_since_learned(matrix)[-1]), "bwt": float(bwt(matrix)[-1]),
-      "lpi_average": lpi_average(matrix), "lpi_forgetting": lpi_forgetting(matrix)}
+    "mean_accuracy": float(average[-1]),
+    "mean_of_average_accuracy": float(average.mean()),
+    "forgetting": float(forgetting(matrix)[-1]),
+    "forgetting_since_learned": float(forgetting_since_learned(matrix)[-1]),
+    "bwt": float(bwt(matrix)[-1]),
+    "lpi_average": lpi_average(matrix),
+    "lpi_forgetting": lpi_forgetting(matrix),
+  }
