@@ -33,53 +33,13 @@ from phpjax.encoders import make_encoder, pretrained, unit
 from phpjax.encoders.tokenizer import Tokenizer, word_tokenizer
 
 Batch = dict[str, np.ndarray]
+# fmt: off
 EXTRA_WORDS = [
-  "a",
-  "an",
-  "the",
-  "of",
-  "and",
-  "with",
-  "picture",
-  "sounds",
-  "sound",
-  "x",
-  "background",
-  "silence",
-  "nothing",
-  ".",
-  ",",
-  "?",
-  "left",
-  "right",
-  "above",
-  "below",
-  "behind",
-  "before",
-  "after",
-  "in",
-  "on",
-  "at",
-  "near",
-  "between",
-  "while",
-  "no",
-  "is",
-  "are",
-  "moving",
-  "silent",
-  "loud",
-  "quiet",
-  "scene",
-  "many",
-  "one",
-  "two",
-  "three",
-  "first",
-  "last",
-  "small",
-  "large",
+  "a", "an", "the", "of", "and", "with", "picture", "sounds", "sound", "x", "background", "silence", "nothing", ".", ",", "?",
+  "left", "right", "above", "below", "behind", "before", "after", "in", "on", "at", "near", "between", "while", "no", "is",
+  "are", "moving", "silent", "loud", "quiet", "scene", "many", "one", "two", "three", "first", "last", "small", "large",
 ]
+# fmt: on
 VISUAL_TEMPLATES = ("{noun}", "a picture of {noun}", "{name} .", "x x x x {name} .")
 AUDIO_TEMPLATES = ("{sounding}", "the sounds of {name}", "the sound of {noun}")
 
