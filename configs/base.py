@@ -123,7 +123,7 @@ def nano(c: ConfigDict) -> ConfigDict:
   c.data.cache_gb = 0.25
   c.batch_size, c.eval_batch_size = 8, 16
   c.num_epochs = 1
-  c.epoch_factor = ConfigDict({"ave": 2, "avvp": 3, "avs": 12, "avqa": 12})  # avs: one labelled second per clip
+  c.epoch_factor = ConfigDict({"ave": 2, "avvp": 3, "avs": 10, "avqa": 16})  # avs: one labelled second per clip
   c.compile_effort = 1
   for label in ("shared", "prompts", "head"):
     c.opt[label].lr = 2e-3

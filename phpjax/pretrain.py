@@ -23,6 +23,7 @@ import numpy as np
 import optax
 import soxr
 from absl import flags
+from flax import traverse_util
 from ml_collections import ConfigDict, config_flags
 
 from data_pipelines.toybox import library as toybox_library
@@ -240,6 +241,7 @@ def pretrain(c: ConfigDict, out: pathlib.Path) -> dict[str, float]:
       print(f"step {step}/{c.num_steps}  {shown}  {left / 60:.1f} min left", file=sys.stderr, flush=True)
     if step % c.save_every_steps == 0:
       write(out, names, params, {"source": "phpjax.pretrain, unfinished", "step": step})
+  params = unit_tokens(encoders, params, device_batch(make_batch(c.num_steps, c, sizes)))
   result = test(encoders, params, c, sizes, device_batch)
   metadata = {
     "source": "phpjax.pretrain",
@@ -250,6 +252,29 @@ def pretrain(c: ConfigDict, out: pathlib.Path) -> dict[str, float]:
   }
   write(out, names, params, metadata)
   return result
+
+
+def rescale_stream(params: dict[str, Any], factor: float) -> dict[str, Any]:
+  """Multiplies a pre-norm tower's residual stream by `factor`: tokens change, pooled features do not (but for the norms' eps).
+
+  Everything that writes into the stream is scaled; all that reads it stands behind a layer norm, which undoes the factor.
+  """
+  first = ("ln_pre",) if "ln_pre" in params else tuple(k for k in params if k.endswith("_embedding"))
+  writes = lambda path: path[0] in first or path[1:2] == ("fc_2",) or path[1:3] == ("attn", "out")
+  flat = traverse_util.flatten_dict(params)
+  return traverse_util.unflatten_dict({path: x * factor if writes(path) else x for path, x in flat.items()})
+
+
+def unit_tokens(encoders: dict[str, Any], params: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, Any]:
+  """Both towers with last-layer tokens of RMS 1 on this batch.
+
+  Training leaves them at 7 to 10. The published heads read raw tokens (tanh, dot products, an unnormalised decoder): they
+  would start saturated, and the gradients of the first steps would fill Adam's second moment for the rest of a short run.
+  """
+  for m in ("visual", "audio"):
+    tokens = jax.jit(encoders[m].apply)({"params": params[m]}, batch[m]).tokens
+    params = {**params, m: rescale_stream(params[m], 1 / float(jnp.sqrt(jnp.mean(tokens**2))))}
+  return params
 
 
 def write(out: pathlib.Path, names: dict[str, str], params: Any, metadata: dict[str, Any]) -> None:

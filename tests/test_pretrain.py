@@ -3,8 +3,10 @@
 import hashlib
 import json
 
+import jax
 import numpy as np
 import pytest
+import small
 
 from configs import nano
 from data_pipelines.toybox.clips import KNOWN
@@ -25,7 +27,7 @@ def tiny(tmp_path_factory):
 
 
 def digests(folder):
-  return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file() and p.suffix != ".json"}
+  return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file() and p.suffix != ".json"}
 
 
 def test_it_writes_encoders_that_open_and_says_how_they_were_made(tiny):
@@ -41,6 +43,18 @@ def test_the_same_seed_gives_the_same_weights(tiny, tmp_path):
   folder, scores = tiny
   assert pretrain.pretrain(nano.get_config("tiny"), tmp_path) == scores
   assert digests(folder) == digests(tmp_path) and len(digests(folder)) >= 3
+
+
+@pytest.mark.parametrize("modality", ["visual", "audio"])
+def test_the_stream_may_be_scaled(modality):
+  """Tokens are scaled exactly (all norms see the same up to eps), pooled features stay."""
+  module = small.modules()[modality].clone(eps=1e-12)
+  params = small.encoder_params({modality: module})[modality]
+  inputs = small.inputs(2)[modality].reshape(4, *small.inputs(2)[modality].shape[2:])
+  run = jax.jit(module.apply)
+  one, other = run({"params": params}, inputs), run({"params": pretrain.rescale_stream(params, 0.25)}, inputs)
+  np.testing.assert_allclose(other.tokens, 0.25 * one.tokens, rtol=1e-3, atol=1e-5)
+  np.testing.assert_allclose(other.pooled, one.pooled, rtol=1e-3, atol=1e-5)
 
 
 def test_only_known_objects_are_drawn():
