@@ -133,7 +133,7 @@ def nano(c: ConfigDict) -> ConfigDict:
 
 
 def tiny(c: ConfigDict) -> ConfigDict:
-  """Random encoders of three layers and a dozen clips: seconds, for tests."""
+  """Random encoders of three layers and a dozen clips per task: most of the time goes into compiling, for tests."""
   c = nano(c)
   c.encoders = ConfigDict(
     {m: {"name": f"tiny_{kind}", "weights": "random"} for m, kind in (("visual", "vit"), ("audio", "ast"), ("text", "text"))}

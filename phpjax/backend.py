@@ -21,8 +21,8 @@ def encoder_dtype(name: str) -> Any:
 def jit(function: Callable[..., Any], compile_effort: int, **options: Any) -> Any:
   """`jax.jit` that compiles faster and runs slower, or the other way round: `compile_effort` 0 to 3.
 
-  The effort is LLVM's optimisation level; 0 also leaves out XLA's fusion emitters (a third of the compile time of small
-  programs). Both are passed on CPU only, and only where they are not the default: other backends do not know them.
+  The effort is LLVM's optimisation level; 0 also leaves out XLA's fusion emitters, which cost small programs more to compile
+  than they save. Both are passed on CPU only, and only where they are not the default: other backends do not know them.
   """
   chosen: dict[str, Any] = {}
   if compile_effort < 3 and jax.default_backend() == "cpu":

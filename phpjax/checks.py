@@ -114,21 +114,21 @@ def _data(config: ConfigDict) -> Iterator[str]:
       yield str(error)
 
 
-def unusable(datasets: Mapping[str, Dataset], evaluation_split: str) -> list[str]:
-  """What keeps opened datasets from being trained on and scored: reads every row of those two splits, and no media."""
-  found = []
+def unusable(datasets: Mapping[str, Dataset], config: ConfigDict) -> list[str]:
+  """What keeps opened datasets from being trained on and scored: reads every row that the run will use, and no media."""
+  found, scored = [], config.data.evaluation_split
   for name, dataset in datasets.items():
     where = f"{type(dataset).__name__} in {dataset.label_root}"
-    if missing := [split for split in ("train", evaluation_split) if split not in dataset.splits()]:
+    if missing := [split for split in ("train", scored) if split not in dataset.splits()]:
       found.append(f"{where} has no split {' and no '.join(missing)}, only {', '.join(dataset.splits())}")
       continue
     try:
-      rows = {split: dataset.records(split) for split in ("train", evaluation_split)}
+      rows = {split: dataset.records(split) for split in experiment.used_splits(config, dataset)}
     except DataError as error:
       found.append(str(error))
       continue
     if empty := [split for split, records in rows.items() if not records]:
       found.append(f"{where}: the split {' and '.join(empty)} is empty")
-    elif reason := BENCHMARKS[name].unusable(evaluation_split, rows[evaluation_split]):
+    elif reason := BENCHMARKS[name].unusable(scored, rows[scored]):
       found.append(f"{where}: {reason}")
   return found

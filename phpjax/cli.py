@@ -29,7 +29,8 @@ def parse_flags(argv: list[str], doc: str, values: flags.FlagValues = flags.FLAG
     own = values.main_module_help() if values is flags.FLAGS else values.get_help(include_special_flags=False)
     print(f"{doc.strip()}\n\n{own}")
     sys.exit(0)
-  sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # configs import their neighbours, from any folder
+  if (root := str(pathlib.Path(__file__).resolve().parents[1])) not in sys.path:
+    sys.path.append(root)  # configs import their neighbours, from any folder
   try:
     return values(argv)
   except Exception as error:  # the user's config file is code and may fail in any way
@@ -37,8 +38,8 @@ def parse_flags(argv: list[str], doc: str, values: flags.FlagValues = flags.FLAG
 
 
 def gist(error: Exception) -> str:
-  """The message without a traceback that was pasted into it and without the quotes that KeyError adds."""
-  lines = str(error.args[0] if error.args else error).strip().splitlines()
+  """The message without a traceback that was pasted into it and without the quotes that KeyError adds; never empty."""
+  lines = str(error.args[0] if error.args else error).strip().splitlines() or [type(error).__name__]
   lines = [line.removeprefix("ValueError: ") for line in lines]
   return lines[-1] if any(line.startswith("Traceback") for line in lines) or "Traceback" in lines[0] else " ".join(lines)
 
@@ -61,7 +62,7 @@ def open_config(holder: Any) -> ConfigDict:
   try:
     return ConfigDict(holder.value.to_dict()).lock()
   except Exception as error:  # as in `parse_flags`
-    raise UserError(f"cannot read the config file of --config ({str(error).splitlines()[-1].strip()})") from error
+    raise UserError(f"cannot read the config file of --config ({gist(error)})") from error
 
 
 def use_compile_cache() -> None:

@@ -104,13 +104,23 @@ def open_datasets(config: ConfigDict, progress: Any = None) -> dict[str, Dataset
     raise UserError(str(error)) from error
 
 
+def evaluation_splits(config: ConfigDict) -> tuple[str, ...]:
+  """The split that fills the accuracy matrix; beside test, the objects that nothing else shows, where the data has them."""
+  return ("test", "unseen") if config.data.evaluation_split == "test" else (config.data.evaluation_split,)
+
+
+def used_splits(config: ConfigDict, dataset: Dataset) -> list[str]:
+  """The splits of a dataset that a run reads."""
+  return [split for split in ("train", *evaluation_splits(config)) if split in dataset.splits()]
+
+
 def data_identity(config: ConfigDict, datasets: dict[str, Dataset], infos: dict[str, TaskInfo]) -> dict[str, str]:
-  """What the data is, without reading media: {"ave classes": digest, "ave train": count and digest of the ids, ...}."""
+  """What a run reads, without its media: {"ave classes": digest, "ave train": count and digest of the ids, ...}."""
   digest = lambda value: hashlib.sha256(repr(value).encode()).hexdigest()[:12]
   identity = {"toybox": f"version {compose.version()[:12]}"} if config.data.toybox else {}
   for name, dataset in datasets.items():
     identity[f"{name} classes"] = digest(infos[name])
-    for split in dataset.splits():
+    for split in used_splits(config, dataset):
       ids = [record.id for record in dataset.records(split)]
       identity[f"{name} {split}"] = f"{len(ids)} rows, {digest(ids)}"
   return identity

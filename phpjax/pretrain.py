@@ -268,8 +268,7 @@ def rescale_stream(params: dict[str, Any], factor: float) -> dict[str, Any]:
 def unit_tokens(encoders: dict[str, Any], params: dict[str, Any], batch: dict[str, jax.Array]) -> dict[str, Any]:
   """Both towers with last-layer tokens of RMS 1 on this batch.
 
-  Training leaves them at 7 to 10. The published heads read raw tokens (tanh, dot products, an unnormalised decoder): they
-  would start saturated, and the gradients of the first steps would fill Adam's second moment for the rest of a short run.
+  Training leaves them at 7 to 10, and the published heads read raw tokens: most would stand where a tanh is flat.
   """
   for m in ("visual", "audio"):
     tokens = jax.jit(encoders[m].apply)({"params": params[m]}, batch[m]).tokens

@@ -142,7 +142,7 @@ def data_summary(run: Any) -> Tree:
   counts = {name: {split: len(data.records(split)) for split in data.splits()} for name, data in run.datasets.items()}
   coverage = {name: {split: data.coverage(split) for split in data.splits()} for name, data in run.datasets.items()}
   missing = {name: {split: len(c["missing"]) for split, c in splits.items()} for name, splits in coverage.items()}
-  used = {name: [s for s in ("train", *run.evaluation_splits) if s in data.splits()] for name, data in run.datasets.items()}
+  used = {name: run.used_splits(name) for name in run.datasets}
   return {
     "name": f"toybox-{config.toybox}" if config.toybox else "user",
     "counts": counts,

@@ -79,8 +79,12 @@ class Run:
 
   @property
   def evaluation_splits(self) -> tuple[str, ...]:
-    """The split that fills the accuracy matrix; beside test, the objects that nothing else shows."""
-    return ("test", "unseen") if self.config.data.evaluation_split == "test" else (self.config.data.evaluation_split,)
+    """See `experiment.evaluation_splits`."""
+    return experiment.evaluation_splits(self.config)
+
+  def used_splits(self, name: str) -> list[str]:
+    """The splits of a task's data that this run reads."""
+    return experiment.used_splits(self.config, self.datasets[name])
 
   def source(self, name: str, split: str) -> Any:
     """The examples of a split."""
@@ -151,9 +155,8 @@ class Run:
   def features(self, name: str, prompted: bool) -> Iterator[tuple[Tree, Tree]]:
     """({modality: Features}, batch) over a task's training clips in their order, evaluation mode."""
     task, (trainable, frozen), past = self.experiment.tasks[name], self.parts(name), self.past(name)
-    keys = ("visual", "audio", "mask")
     for batch in self.batches(name, "train", batch_size=self.config.eval_batch_size, shuffle=False):
-      rows = sharding.put_batch(batch, self.mesh, keys)
+      rows = sharding.put_batch(batch, self.mesh, tuple(k for k in (*self.experiment.encoders, "mask") if k in batch))
       yield self.steps.encode(task, prompted, trainable, self.state_of(name), frozen, past, rows), batch
 
   def state_of(self, name: str) -> Tree:
@@ -214,7 +217,7 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
     workdir.claim(folder, config)  # before anything slow
   with Progress(primary=jax.process_index() == 0) as progress:
     datasets = experiment.open_datasets(config, lambda done, total: progress.evaluation("composing the toybox", done, total))
-    if found := checks.unusable(datasets, config.data.evaluation_split):
+    if found := checks.unusable(datasets, config):
       raise UserError("; ".join(found))
     infos = {name: BENCHMARKS[name].describe(name, data) for name, data in datasets.items()}
     built, identity = experiment.build(config, infos), experiment.data_identity(config, datasets, infos)
@@ -227,8 +230,21 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
     params = {k: sharding.put_replicated(v, mesh) for k, v in params.items()}
     steps = Steps(built.modules, built.method, optimizer.settings(config.opt), mesh, compile_effort=config.compile_effort)
     clips = ClipCache(int(config.data.cache_gb * 1e9))
-    parts = (built, datasets, steps, mesh, folder, checkpoints, mute, progress, params, state, identity)
-    run = Run(*parts, clips=clips, started=started)
+    run = Run(
+      experiment=built,
+      datasets=datasets,
+      steps=steps,
+      mesh=mesh,
+      folder=folder,
+      checkpoints=checkpoints,
+      log=mute,
+      progress=progress,
+      params=params,
+      state=state,
+      data_identity=identity,
+      clips=clips,
+      started=started,
+    )
     try:
       yield run
     except DataError as error:

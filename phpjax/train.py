@@ -192,7 +192,7 @@ def evaluate_seen(run: Run, index: int) -> None:
   main: dict[str, dict[str, float]] = {split: {} for split in run.evaluation_splits}
   for name in run.names[: index + 1]:
     predict = run.predictor(name)
-    for split in (s for s in run.evaluation_splits if s in run.datasets[name].splits()):
+    for split in (s for s in run.used_splits(name) if s in main):
       scores = score(run, name, split, predict)
       main[split][name] = scores[BENCHMARKS[name].main]
       run.history["per_task"].append({"after": run.names[index], "task": name, "split": split, "scores": scores})

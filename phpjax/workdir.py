@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pathlib
@@ -33,11 +32,6 @@ def plain(config: ConfigDict) -> dict[str, Any]:
   return json.loads(config.to_json())
 
 
-def fingerprint(config: dict[str, Any]) -> str:
-  """sha256 of what decides the result."""
-  return hashlib.sha256(json.dumps(decisive(config), sort_keys=True).encode()).hexdigest()
-
-
 def decisive(config: dict[str, Any]) -> dict[str, Any]:
   """{dotted field: value} without the fields that do not decide the result."""
   return {k: v for k, v in flatten(config).items() if k not in ELSEWHERE}
@@ -53,15 +47,9 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
   """Writes config.json, or checks that the one there is of the same run; raises UserError naming what differs."""
-  path = workdir / CONFIG
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    if not path.is_file():
-      write_json(path, plain(config))
-      return
-  except OSError as error:
-    raise UserError(f"cannot write to --workdir={workdir}: {error}") from error
-  old, new = decisive(read_json(path)), decisive(plain(config))
+  path, now = workdir / CONFIG, plain(config)
+  there = read_json(path) if path.is_file() else now
+  old, new = decisive(there), decisive(now)
   differing = sorted(k for k in set(old) | set(new) if old.get(k) != new.get(k))
   if differing:
     shown = ", ".join(f"{k} (there {old.get(k)}, now {new.get(k)})" for k in differing[:4])
@@ -69,7 +57,12 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
       f"--workdir={workdir} belongs to another config: {shown}{' ...' if len(differing) > 4 else ''}; "
       "take another --workdir or the old settings"
     )
-  write_json(path, plain(config))  # it says how the run went on: where the data and the weights are now
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not path.is_file() or there != now:
+      write_json(path, now)  # the latest one says where the data and the weights are
+  except OSError as error:
+    raise UserError(f"cannot write to --workdir={workdir}: {error}") from error
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

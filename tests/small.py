@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from phpjax.benchmarks import BENCHMARKS
 from phpjax.encoders import AST, CLIPText, CLIPVision, pretrained
 from phpjax.methods import PHP, Backbone, Sizes
-from phpjax.tasks import AVE, AVQA, AVS, AVVP, Widths
+from phpjax.tasks import Widths
 
 Tree = dict[str, Any]
 SECONDS, IMAGE, RATE_HZ, WORDS, CONTEXT = 2, 8, 4000, 32, 12
-TASKS = {"ave": AVE, "avvp": AVVP, "avs": AVS, "avqa": AVQA}
+TASKS = {name: benchmark.task for name, benchmark in BENCHMARKS.items()}
 
 
 def modules(*, visual_depth: int = 3, audio_depth: int = 3, text_depth: int = 3) -> Tree:

@@ -9,11 +9,9 @@ import pytest
 from PIL import Image
 
 from data_pipelines import DATASETS, DataError
-from phpjax import train
+from phpjax import metrics, tasks, train
 from phpjax.benchmarks import BENCHMARKS, TaskInfo
 from phpjax.errors import UserError
-from phpjax.metrics import METRICS
-from phpjax.tasks import TASKS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 B, T, C, SIZE = 4, 5, 6, 8
@@ -53,8 +51,10 @@ def batch_of(name: str, *, mask: float = 1.0) -> tuple[dict, dict]:
 def test_every_dataset_task_and_metric_is_joined():
   joined = BENCHMARKS.values()
   assert {benchmark.dataset for benchmark in joined} == set(DATASETS.values())
-  assert {benchmark.task for benchmark in joined} == set(TASKS.values())
-  assert {benchmark.metric for benchmark in joined} == set(METRICS.values())
+  kinds = {kind for name in tasks.__all__ if issubclass(kind := getattr(tasks, name), tasks.Task)} - {tasks.Task}
+  assert {benchmark.task for benchmark in joined} == kinds
+  scored = {module for name in metrics.__all__ if hasattr(module := getattr(metrics, name), "MAIN")}
+  assert {benchmark.metric for benchmark in joined} == scored
   assert len({benchmark.figure for benchmark in joined}) == len(BENCHMARKS)
 
 

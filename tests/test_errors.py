@@ -147,6 +147,15 @@ def test_steps_before_an_unreadable_clip_are_not_lost(cli, toybox, tmp_path):
   assert done.code == 0 and "epoch 1, step 2" in done.out + done.err, done.err
 
 
+@pytest.mark.parametrize(
+  ("code", "word"),
+  [("assert False", "AssertionError"), ("import nowhere_to_be_found", "nowhere_to_be_found"), ("x = (", "never closed")],
+)
+def test_a_config_file_that_fails_is_one_line(run, tmp_path, code, word):
+  (tmp_path / "broken.py").write_text(f"{code}\n")
+  refused(run(f"--config={tmp_path / 'broken.py'}"), word)
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(cli, tmp_path):
   (tmp_path / "file").write_text("")
   refused(cli(TINY, f"--config.data.root={tmp_path / 'file' / 'data'}", f"--workdir={tmp_path / 'run'}"), "file")

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from small import TASKS
 
 from phpjax import model, partition
 from phpjax.encoders import pretrained
@@ -15,7 +16,6 @@ from phpjax.encoders.base import Stream
 from phpjax.methods import METHODS, FineTune, Method, make_method
 from phpjax.methods.php_modules import ClipAdapter, GeneratorBlock, MiddlePrompts, PromptGenerator, ShallowAdapter
 from phpjax.methods.prompts import l2_normalise
-from phpjax.tasks import TASKS
 
 MADE = small.modules()
 PAIR = {m: MADE[m] for m in ("visual", "audio")}

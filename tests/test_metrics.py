@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines import music_avqa
-from phpjax.metrics import METRICS, ave, avqa, avs, avvp, continual, rows
+from phpjax.benchmarks import BENCHMARKS
+from phpjax.metrics import ave, avqa, avs, avvp, continual, rows
 
+METRICS = {name: benchmark.metric for name, benchmark in BENCHMARKS.items()}
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
 

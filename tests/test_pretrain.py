@@ -10,9 +10,8 @@ import small
 
 from configs import nano
 from data_pipelines.toybox.clips import KNOWN
-from data_pipelines.toybox.compose import DEFAULT_SIZES, plan_all
+from data_pipelines.toybox.compose import TINY_SIZES, plan_all
 from data_pipelines.toybox.library import read_manifest
-from data_pipelines.toybox.scene import sample_scene
 from phpjax import pretrain
 from phpjax.encoders import ENCODERS, pretrained
 
@@ -65,18 +64,27 @@ def test_only_known_objects_are_drawn():
   assert drawn and drawn | set(library.background_names) <= names
 
 
-def test_no_scene_is_one_of_a_benchmark(monkeypatch):
-  drawn = []
-  monkeypatch.setattr(pretrain.toybox_scene, "sample_scene", lambda *a, **k: drawn.append(sample_scene(*a, **k)) or drawn[-1])
-  c = nano.get_config()
-  for step in (1, 2, -1, -2):
-    for row in range(8):
-      pretrain.example((c.seed, abs(step), int(step < 0), row), *SIZES)
-  looks = lambda scene: {(t.class_id, t.picture, t.x0, t.y0) for t in scene.objects}
-  trained_on = set().union(*map(looks, drawn))
-  plans = plan_all(0, DEFAULT_SIZES)
-  tested = set().union(*(looks(clip.scene) for splits in plans.values() for clips in splits.values() for clip in clips))
-  assert trained_on and tested and not trained_on & tested
+def test_training_scenes_test_scenes_and_benchmarks_have_seeds_of_their_own(monkeypatch):
+  """Every generator that is made for a batch of either kind, against those of all toybox clips."""
+  make, made = np.random.default_rng, []
+
+  def watched(seed):
+    made.append(tuple(np.trim_zeros(np.asarray(seed), "b").tolist()))  # zeros at the end do not change a generator
+    return make(seed)
+
+  def seeds(draw):
+    made.clear()
+    draw()
+    return set(made)
+
+  monkeypatch.setattr(np.random, "default_rng", watched)
+  c, sizes = nano.get_config(), (16, 8, 4000)
+  c.batch_size, c.num_captions = 3, 1
+  train = seeds(lambda: [pretrain.make_batch(step, c, sizes) for step in (1, 2, c.num_steps)])
+  test = seeds(lambda: [pretrain.make_batch(-step, c, sizes) for step in (1, 2, c.num_steps)])
+  assert len(train) == len(test) == 9, "a scene per row; the texts of a batch share the generator of row 0"
+  benchmarks = seeds(lambda: [plan_all(toybox_seed, TINY_SIZES) for toybox_seed in (0, 1)])
+  assert len(benchmarks) > 50 and not train & test and not (train | test) & benchmarks
 
 
 def test_a_batch_does_not_depend_on_who_draws_it():

@@ -150,11 +150,11 @@ def test_config_shows_its_own_command_and_refuses_unknown_variants(path):
 
 
 def test_readme_names_every_method_and_task():
+  from phpjax.benchmarks import BENCHMARKS
   from phpjax.methods import METHODS
-  from phpjax.tasks import TASKS
 
   text = (ROOT / "README.md").read_text()
-  assert [name for name in (*METHODS, *TASKS) if f"`{name}`" not in text] == []
+  assert [name for name in (*METHODS, *BENCHMARKS) if f"`{name}`" not in text] == []
 
 
 def test_readme_links_lead_somewhere_and_it_stays_short():

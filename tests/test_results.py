@@ -59,10 +59,13 @@ class FakeRun:
     self.decoded.append(record.clip)
     return decode(record, media)
 
+  def used_splits(self, name: str) -> list[str]:
+    return [split for split in ("train", *EVALUATED) if split in self.datasets[name].splits()]
+
   def read_all(self) -> None:
     """What learning and evaluating everything reads."""
-    for name, data in self.datasets.items():
-      for split in (s for s in ("train", *EVALUATED) if s in data.splits()):
+    for name in self.datasets:
+      for split in self.used_splits(name):
         source = self.source(name, split)
         [source[i] for i in range(len(source))]
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from small import TASKS
 
 from phpjax.encoders import Features, pretrained
-from phpjax.tasks import TASKS
 from phpjax.tasks.base import masked_mean
 
 B, T, C = 4, small.SECONDS, 3

@@ -11,6 +11,4 @@ Every benchmark module has the same five names:
 
 from phpjax.metrics import ave, avqa, avs, avvp, continual, rows
 
-METRICS = {"ave": ave, "avvp": avvp, "avs": avs, "avqa": avqa}
-
-__all__ = ["METRICS", "ave", "avqa", "avs", "avvp", "continual", "rows"]
+__all__ = ["ave", "avqa", "avs", "avvp", "continual", "rows"]

@@ -7,6 +7,4 @@ from phpjax.tasks.event import AVE, AVVP
 from phpjax.tasks.question import AVQA
 from phpjax.tasks.segmentation import AVS
 
-TASKS: dict[str, type[Task]] = {"ave": AVE, "avvp": AVVP, "avs": AVS, "avqa": AVQA}
-
-__all__ = ["AVE", "AVQA", "AVS", "AVVP", "TASKS", "Task", "Widths"]
+__all__ = ["AVE", "AVQA", "AVS", "AVVP", "Task", "Widths"]
