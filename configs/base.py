@@ -120,7 +120,7 @@ def nano(c: ConfigDict) -> ConfigDict:
   )
   c.data.toybox = "default"
   c.data.questions_per_clip = 5
-  c.data.cache_gb = 0.25
+  c.data.cache_gb = 0.5
   c.batch_size, c.eval_batch_size = 8, 16
   c.num_epochs = 1
   c.epoch_factor = ConfigDict({"ave": 2, "avvp": 3, "avs": 10, "avqa": 16})  # avs: one labelled second per clip

@@ -69,7 +69,7 @@ class Experiment:
     """A tree, by one compile instead of one per initialiser; or its shapes."""
     if abstract:
       return jax.eval_shape(function, *inputs)
-    return backend.jit(function, self.config.compile_effort)(*inputs)
+    return backend.jit(function, compile_effort=0)(*inputs)  # runs once
 
   def add_task(self, params: Tree, state: Tree, name: str, *, abstract: bool = False) -> tuple[Tree, Tree]:
     """Appends a task's fresh (or warm-started) prompts, head and state; abstract as in `init`."""

@@ -12,6 +12,7 @@ features against the audio-text tower. Where the released code departs from the 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -114,12 +115,7 @@ class PHP(Method):
     embed = self.backbone.visual.embed_dim
     row = jnp.zeros((1, embed))
     keys = iter(jax.random.split(rng, 64))
-    stems = {m: jnp.zeros((1, getattr(self.backbone, m).num_tokens, getattr(self.backbone, m).width)) for m in PAIR}
-    adapters = {
-      f"step_{step}_{site}": {m: self.adapter().init(next(keys), stems[m], stems[other(m)])["params"] for m in PAIR}
-      for step in self.shallow
-      for site in ("attention", "mlp")
-    }
+    adapters = self._init_adapters([next(keys) for _ in range(2 * len(PAIR) * len(self.shallow))]) if self.shallow else {}
     shared = {
       "context": 0.02 * jax.random.normal(next(keys), (self.num_context, self.backbone.text.width)),
       "clip_adapter": ClipAdapter().init(next(keys), row)["params"],
@@ -127,6 +123,14 @@ class PHP(Method):
       "contrastive": {"kernel": jnp.eye(embed), "bias": jnp.zeros(embed)},
     }
     return {"adapters": adapters, **shared} if adapters else shared
+
+  def _init_adapters(self, keys: list[jax.Array]) -> Tree:
+    """An adapter per shallow step, site and modality; vectorised over the first two, which compiles a quarter of the code."""
+    sites = [f"step_{step}_{site}" for step in self.shallow for site in ("attention", "mlp")]
+    stems = {m: jnp.zeros((1, getattr(self.backbone, m).num_tokens, getattr(self.backbone, m).width)) for m in PAIR}
+    init = lambda key, m: self.adapter().init(key, stems[m], stems[other(m)])["params"]
+    stacked = {m: jax.vmap(functools.partial(init, m=m))(jnp.stack(keys[i :: len(PAIR)])) for i, m in enumerate(PAIR)}
+    return {site: jax.tree.map(lambda x, i=i: x[i], stacked) for i, site in enumerate(sites)}
 
   def init_task(self, rng: jax.Array, task: Any, previous: Tree | None) -> Tree:
     """Middle generators and deep prompts U(-1, 1); warm-started from the previous task unless switched off."""
