@@ -10,4 +10,7 @@ from configs import base
 
 def get_config(variant: str = "full") -> ConfigDict:
   """`full`, `toybox` or `tiny`."""
-  return base.choose(base.base(), variant)
+  c = base.choose(base.base(), variant)
+  if variant != "full":
+    c.opt.head.lr = 5e-3  # chosen on val of seed 0 among 2e-3, 5e-3 and 1e-2: mean 45.2, 59.4, 53.8
+  return c
