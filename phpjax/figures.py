@@ -61,7 +61,7 @@ def accuracy_matrix(results: Mapping[str, Any], path: Path) -> pathlib.Path:
   axes[0].set_ylabel("after learning", fontsize=9)
   figure.suptitle(
     f"{results['method']}: score on each task, percent\n"
-    f"mean {100 * results['mean_accuracy']:.1f}, forgetting {100 * results['forgetting']:.1f}",
+    f"mean {100 * results['mean_accuracy']:.1f}, forgetting {100 * results['forgetting']:z.1f}",
     fontsize=11,
     color=INK,
   )
