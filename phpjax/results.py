@@ -34,7 +34,8 @@ def finish(run: Any) -> Tree:
   if left_out := sum(len(clips) for splits in final["data"]["bad_clips"].values() for clips in splits.values()):
     run.progress.note(f"{left_out} clips could not be read and were left out: see data.bad_clips in {path}")
   run.progress.note(
-    f"mean accuracy {final['mean_accuracy']:.3f}, forgetting {final['forgetting']:z.3f}; see {path} and {run.folder / 'figures'}"
+    f"mean accuracy {final['mean_accuracy']:.3f}, forgetting {final['forgetting']:z.3f}; "
+    f"see {path} and {run.folder / 'figures'}"
   )
   return final
 
