@@ -210,13 +210,12 @@ def test_layer_by_layer_equals_the_whole(encoders, modality):
 @pytest.mark.parametrize("name", ENCODERS)
 def test_the_stem_gives_the_number_of_tokens_that_is_promised(name):
   module = make_encoder(name)
-  modality = {"CLIPVision": "visual", "AST": "audio", "CLIPText": "text"}[type(module).__name__]
-  params = pretrained.shapes(module, modality)
-  inputs = pretrained.example_input(module, modality)
-  if modality == "text":
+  params = pretrained.shapes(module)
+  inputs = pretrained.example_input(module)
+  if module.modality == "text":
     inputs = jnp.zeros((1, module.context_length), jnp.int32)
   stream = jax.eval_shape(lambda p, x: module.apply({"params": p}, x, method="stem"), params, inputs)
-  assert stream.tokens.shape == (1, module.num_tokens, module.width)
+  assert stream.tokens.shape == (1, module.num_tokens, module.layer_width(0))
   assert module.width % module.num_heads == 0 and len(module.bind({"params": params}).blocks) == module.depth
 
 
@@ -367,7 +366,7 @@ def test_one_second_at_16_khz_has_98_frames_and_integers_are_scaled():
 @pytest.fixture
 def stored(tmp_path):
   module = make_encoder("tiny_text")
-  params = small.fill(pretrained.shapes(module, "text"))
+  params = small.fill(pretrained.shapes(module))
   pretrained.write(tmp_path, "tiny_text", params, {"source": "a test"})
   word_tokenizer(("drum", "bell"), 256).save(str(tmp_path / "tokenizer.json"))
   return tmp_path, params

@@ -7,11 +7,13 @@ parameters arrive as an argument and are never differentiated.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 
@@ -67,6 +69,35 @@ def activation(name: str, x: jax.Array) -> jax.Array:
   raise ValueError(f"unknown activation {name!r}; known: gelu, quick_gelu")
 
 
+@jax.custom_vjp
+def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+  """softmax(query key' / sqrt(d)) value: [B, L, H, d], [B, S, H, d] twice -> [B, L, H, d]; the softmax is float32.
+
+  Its own gradient: the sum of the softmax's gradient over keys is read off the outputs (FlashAttention, arXiv 2205.14135,
+  appendix B), S / d times fewer numbers than autodiff reads, and the scores are not kept beside the weights.
+  """
+  return _attend(query, key, value)[0]
+
+
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  scores = jnp.einsum("blhd,bshd->bhls", query * query.shape[-1] ** -0.5, key, preferred_element_type=jnp.float32)
+  weights = nn.softmax(scores, axis=-1).astype(value.dtype)
+  out = jnp.einsum("bhls,bshd->blhd", weights, value)
+  return out, (query, key, value, weights, out)
+
+
+def _attend_gradient(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  query, key, value, weights, out = kept
+  total = (gradient.astype(jnp.float32) * out).sum(axis=-1).swapaxes(1, 2)[..., None]  # [B, H, L, 1]
+  towards = jnp.einsum("blhd,bshd->bhls", gradient, value, preferred_element_type=jnp.float32) - total
+  towards = (weights * towards * query.shape[-1] ** -0.5).astype(value.dtype)
+  to_query, to_key = jnp.einsum("bhls,bshd->blhd", towards, key), jnp.einsum("bhls,blhd->bshd", towards, query)
+  return to_query, to_key, jnp.einsum("bhls,blhd->bshd", weights, gradient)
+
+
+attend.defvjp(_attend, _attend_gradient)
+
+
 class Attention(nn.Module):
   """Multi-head self-attention whose keys and values may be extended by a prefix.
 
@@ -79,17 +110,18 @@ class Attention(nn.Module):
   width: int
   num_heads: int
   dtype: Any = jnp.float32
+  key_bias: bool = True  # Whisper has none
 
   def setup(self) -> None:
     self.query = nn.Dense(self.width, dtype=self.dtype)
-    self.key = nn.Dense(self.width, dtype=self.dtype)
+    self.key = nn.Dense(self.width, use_bias=self.key_bias, dtype=self.dtype)
     self.value = nn.Dense(self.width, dtype=self.dtype)
     self.out = nn.Dense(self.width, dtype=self.dtype)
 
   def __call__(
-    self, normed: jax.Array, norm: nn.Module, prefix: PrefixLike | None = None, mask: jax.Array | None = None
+    self, normed: jax.Array, norm: Callable, prefix: PrefixLike | None = None, mask: jax.Array | None = None
   ) -> jax.Array:
-    """normed [B, L, D], prefix keys and values [B, P, D], mask bool [B | 1, 1, L, L] -> [B, L, D]."""
+    """normed [B, L, D], prefix keys and values [B, P, D], mask bool [B | 1, 1, L | 1, L] -> [B, L, D]."""
     query, key, value = self.query(normed), self.key(normed), self.value(normed)
     if prefix is not None:
       extra_key, extra_value = self.project(prefix, norm)
@@ -98,10 +130,11 @@ class Attention(nn.Module):
       if mask is not None:  # every query sees the whole prefix
         mask = jnp.pad(mask, [(0, 0)] * 3 + [(extra_key.shape[1], 0)], constant_values=True)
     split = lambda x: x.reshape(*x.shape[:2], self.num_heads, -1)
-    mixed = jax.nn.dot_product_attention(split(query), split(key), split(value), mask=mask)
+    parts = split(query), split(key), split(value)
+    mixed = attend(*parts) if mask is None else jax.nn.dot_product_attention(*parts, mask=mask)
     return self.out(mixed.reshape(normed.shape))
 
-  def project(self, prefix: PrefixLike, norm: nn.Module) -> tuple[jax.Array, jax.Array]:
+  def project(self, prefix: PrefixLike, norm: Callable) -> tuple[jax.Array, jax.Array]:
     """Prefix [B, P, D] each -> keys and values ready to be concatenated, [B, P, D] each."""
     if prefix.at == "projected":
       return prefix.key, prefix.value
@@ -113,7 +146,15 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-  """A pre-norm transformer block in two halves, so that a method can act between them."""
+  """A transformer block in two halves, so that a method can act between them.
+
+  Attributes:
+    width, num_heads, mlp_width, activation, eps, dtype: sizes and arithmetic.
+    post_norm: the norms come behind the residual sums (BERT) instead of in front of the halves; a prefix of kind "input" then
+      goes through the projection only, because what attention reads has been normalised by the block before.
+    layer_scale: each half is multiplied by a learned vector before it is added (DINOv2).
+    key_bias: whether the key projection has a bias.
+  """
 
   width: int
   num_heads: int
@@ -121,21 +162,35 @@ class Block(nn.Module):
   activation: str = "gelu"
   eps: float = 1e-5
   dtype: Any = jnp.float32
+  post_norm: bool = False
+  layer_scale: bool = False
+  key_bias: bool = True
 
   def setup(self) -> None:
     self.ln_1 = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
-    self.attn = Attention(self.width, self.num_heads, self.dtype)
+    self.attn = Attention(self.width, self.num_heads, self.dtype, self.key_bias)
     self.ln_2 = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
     self.fc_1 = nn.Dense(self.mlp_width, dtype=self.dtype)
     self.fc_2 = nn.Dense(self.width, dtype=self.dtype)
+    if self.layer_scale:
+      self.scale_1, self.scale_2 = (self.param(f"layer_scale_{i}", nn.initializers.ones, (self.width,)) for i in (1, 2))
 
   def attention(self, tokens: jax.Array, prefix: PrefixLike | None = None, mask: jax.Array | None = None) -> jax.Array:
-    """tokens [B, L, D] -> tokens + Attn(LN(tokens)), [B, L, D]."""
-    return tokens + self.attn(self.ln_1(tokens), self.ln_1, prefix, mask)
+    """tokens [B, L, D] -> tokens + Attn(LN(tokens)), or LN(tokens + Attn(tokens)) with post_norm; [B, L, D]."""
+    if self.post_norm:
+      return self.ln_1(tokens + self.attn(tokens, lambda x: x, prefix, mask))
+    mixed = self.attn(self.ln_1(tokens), self.ln_1, prefix, mask)
+    return tokens + (mixed * self.scale_1.astype(mixed.dtype) if self.layer_scale else mixed)
 
   def mlp(self, tokens: jax.Array) -> jax.Array:
-    """tokens [B, L, D] -> tokens + MLP(LN(tokens)), [B, L, D]."""
-    return tokens + self.fc_2(activation(self.activation, self.fc_1(self.ln_2(tokens))))
+    """tokens [B, L, D] -> tokens + MLP(LN(tokens)), or LN(tokens + MLP(tokens)) with post_norm; [B, L, D]."""
+    if self.post_norm:
+      return self.ln_2(tokens + self._mlp(tokens))
+    mixed = self._mlp(self.ln_2(tokens))
+    return tokens + (mixed * self.scale_2.astype(mixed.dtype) if self.layer_scale else mixed)
+
+  def _mlp(self, tokens: jax.Array) -> jax.Array:
+    return self.fc_2(activation(self.activation, self.fc_1(tokens)))
 
 
 class Encoder(nn.Module):
@@ -150,14 +205,31 @@ class Encoder(nn.Module):
   eps: float = 1e-5
   dtype: Any = jnp.float32
 
+  def resize_positions(self, table: np.ndarray) -> np.ndarray:
+    """Position embeddings [rows, D] learned for another input size -> as many rows as this encoder has.
+
+    Raises ValueError where the encoder knows no rule for so many rows.
+    """
+    raise ValueError(f"{type(self).__name__} has {self.num_tokens} positions and cannot use a table of {len(table)}")
+
+  def layer_width(self, layer: int) -> int:
+    """Channels of the tokens that layer `layer` reads; the same in all layers but in HTS-AT."""
+    del layer
+    return self.width
+
+  def layer_tokens(self, layer: int) -> int:
+    """Tokens that layer `layer` reads."""
+    del layer
+    return self.num_tokens
+
   def make_block(self, **options: Any) -> Block:
     """One layer of these sizes."""
     mlp_width = int(self.width * self.mlp_ratio)
     return Block(self.width, self.num_heads, mlp_width, self.activation, self.eps, self.dtype, **options)
 
-  def make_blocks(self) -> list[Block]:
+  def make_blocks(self, **options: Any) -> list[Block]:
     """All layers."""
-    return [self.make_block() for _ in range(self.depth)]
+    return [self.make_block(**options) for _ in range(self.depth)]
 
   def enter(self, layer: int, stream: Stream) -> Stream:
     """Called before layer `layer`; here the identity."""

@@ -6,10 +6,12 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from phpjax.encoders import audio_frontend
 from phpjax.encoders.base import Encoder, Features, Stream
+from phpjax.encoders.resize import resize, resize_grid
 
 STATISTICS = {  # mean and standard deviation per colour channel, of pixels in [0, 1]
   "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -23,6 +25,13 @@ def normalise(pixels: jax.Array, statistics: str) -> jax.Array:
   """uint8 [..., H, W, 3] -> float32, scaled to [0, 1] and standardised per channel."""
   mean, std = (jnp.asarray(x, jnp.float32) for x in STATISTICS[statistics])
   return (pixels.astype(jnp.float32) / 255 - mean) / std
+
+
+def resize_pixels(pixels: jax.Array, size: int) -> jax.Array:
+  """uint8 [B, H, W, 3] -> uint8 [B, size, size, 3], bicubic with antialiasing as Pillow does it, within one level."""
+  wanted = (*pixels.shape[:-3], size, size, pixels.shape[-1])
+  resized = jax.image.resize(jnp.asarray(pixels, jnp.float32), wanted, "cubic", antialias=True)
+  return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
 
 
 class CLIPVision(Encoder):
@@ -59,7 +68,11 @@ class CLIPVision(Encoder):
 
   def stem(self, pixels: jax.Array) -> Stream:
     """uint8 [B, H, W, 3] -> tokens [B, 1 + patches, D], class token first, before `ln_pre`."""
-    patches = self.patch_embedding(normalise(pixels, self.statistics).astype(self.dtype))
+    return self.embed_pixels(normalise(pixels, self.statistics))
+
+  def embed_pixels(self, pixels: jax.Array) -> Stream:
+    """Standardised pixels, float32 [B, H, W, 3] -> tokens as `stem` gives them."""
+    patches = self.patch_embedding(pixels.astype(self.dtype))
     patches = patches.reshape(patches.shape[0], -1, self.width)
     first = jnp.broadcast_to(self.class_embedding, (patches.shape[0], 1, self.width))
     return Stream(
@@ -74,9 +87,70 @@ class CLIPVision(Encoder):
     """[..., D] -> float32 [..., E] in the joint space, as the class token is projected."""
     return self.projection(self.ln_post(tokens)).astype(jnp.float32)
 
+  def resize_positions(self, table: np.ndarray) -> np.ndarray:
+    """Bicubic, a = -0.75, the class token's row kept."""
+    return resize_square(table, self.image_size // self.patch_size)
+
   def pool(self, stream: Stream) -> Features:
     """The projected class token and the raw last-layer tokens."""
     return Features(self.project(stream.tokens[:, 0]), stream.tokens, num_special=self.num_special)
+
+  def __call__(self, pixels: jax.Array) -> Features:
+    """uint8 [B, H, W, 3] -> Features, with no method between the layers."""
+    return self.pool(self.layers(self.stem(pixels)))
+
+
+def resize_square(table: np.ndarray, side: int) -> np.ndarray:
+  """Positions of a class token and a square of patches, for side x side patches; raises ValueError for no square."""
+  before = round((len(table) - 1) ** 0.5)
+  if before**2 != len(table) - 1:
+    raise ValueError(f"{len(table)} positions are no class token and a square of patches")
+  return np.concatenate([table[:1], resize_grid(table[1:], (before, before), (side, side))])
+
+
+class DINOv2(Encoder):
+  """DINOv2's vision transformer (Oquab et al. 2023, arXiv 2304.07193): LayerScale, exact GELU, no projection.
+
+  `pool` gives the class token after the last norm.
+  """
+
+  modality: ClassVar[str] = "visual"
+  image_size: int = 224
+  patch_size: int = 14
+  statistics: str = "imagenet"
+  num_special: ClassVar[int] = 1
+
+  @property
+  def num_tokens(self) -> int:
+    """Class token and patches."""
+    return 1 + (self.image_size // self.patch_size) ** 2
+
+  def setup(self) -> None:
+    patch = (self.patch_size, self.patch_size)
+    self.patch_embedding = nn.Conv(self.width, patch, patch, padding="VALID", dtype=self.dtype)
+    self.class_embedding = self.param("class_embedding", nn.initializers.normal(0.02), (self.width,))
+    self.position_embedding = self.param("position_embedding", nn.initializers.normal(0.02), (self.num_tokens, self.width))
+    self.blocks = self.make_blocks(layer_scale=True)
+    self.ln_post = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
+
+  def stem(self, pixels: jax.Array) -> Stream:
+    """uint8 [B, H, W, 3] -> tokens [B, 1 + patches, D], class token first."""
+    return self.embed_pixels(normalise(pixels, self.statistics))
+
+  def embed_pixels(self, pixels: jax.Array) -> Stream:
+    """Standardised pixels, float32 [B, H, W, 3] -> tokens as `stem` gives them."""
+    patches = self.patch_embedding(pixels.astype(self.dtype))
+    patches = patches.reshape(patches.shape[0], -1, self.width)
+    first = jnp.broadcast_to(self.class_embedding, (patches.shape[0], 1, self.width)).astype(patches.dtype)
+    return Stream(jnp.concatenate([first, patches], axis=1) + self.position_embedding.astype(patches.dtype))
+
+  def resize_positions(self, table: np.ndarray) -> np.ndarray:
+    """Bicubic, a = -0.75, the class token's row kept."""
+    return resize_square(table, self.image_size // self.patch_size)
+
+  def pool(self, stream: Stream) -> Features:
+    """The class token after the last norm, and the raw last-layer tokens."""
+    return Features(self.ln_post(stream.tokens[:, 0]).astype(jnp.float32), stream.tokens, num_special=self.num_special)
 
   def __call__(self, pixels: jax.Array) -> Features:
     """uint8 [B, H, W, 3] -> Features, with no method between the layers."""
@@ -88,7 +162,7 @@ class AST(Encoder):
 
   A ViT on Kaldi filter banks with a class and a distillation token.
 
-  `pool` averages the two tokens after the last norm and projects into the joint space.
+  `pool` averages the two tokens after the last norm and, where the encoder was trained with text, projects them.
   """
 
   modality: ClassVar[str] = "audio"
@@ -99,6 +173,7 @@ class AST(Encoder):
   stride: int = 10
   mean: float = -4.2677393  # AudioSet statistics of the log filter bank
   std: float = 4.5689974
+  joint: bool = True  # has a projection into a space shared with text, and its temperature; the AudioSet weights have neither
   num_special: ClassVar[int] = 2
 
   @property
@@ -119,25 +194,40 @@ class AST(Encoder):
     self.position_embedding = self.param("position_embedding", nn.initializers.normal(0.02), (self.num_tokens, self.width))
     self.blocks = self.make_blocks()
     self.ln_post = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
-    self.projection = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype)
-    self.logit_scale = self.param(
-      "logit_scale", nn.initializers.constant(LOGIT_SCALE), ()
-    )  # log of the temperature against text
+    if self.joint:
+      self.projection = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype)
+      self.logit_scale = self.param("logit_scale", nn.initializers.constant(LOGIT_SCALE), ())  # log of the temperature
 
   def stem(self, wave: jax.Array) -> Stream:
     """int16 or float [B, samples] -> tokens [B, 2 + patches, D], class and distillation token first."""
-    fbank = audio_frontend.kaldi_fbank(audio_frontend.to_float(wave), self.sample_rate_hz, self.num_mels)  # [B, frames, mels]
-    fbank = ((fbank - self.mean) / (2 * self.std)).swapaxes(1, 2)[..., None]  # frequency is the first image axis
-    patches = self.patch_embedding(fbank.astype(self.dtype))
+    fbank = audio_frontend.kaldi_fbank(audio_frontend.to_float(wave), self.sample_rate_hz, self.num_mels)
+    return self.embed_mel((fbank - self.mean) / (2 * self.std))
+
+  def embed_mel(self, fbank: jax.Array) -> Stream:
+    """Standardised filter bank, float32 [B, frames, mels] -> tokens as `stem` gives them."""
+    picture = fbank.swapaxes(1, 2)[..., None]  # frequency is the first image axis
+    patches = self.patch_embedding(picture.astype(self.dtype))
     patches = patches.reshape(patches.shape[0], -1, self.width)
     special = jnp.stack([self.class_embedding, self.distillation_embedding]).astype(patches.dtype)
     special = jnp.broadcast_to(special, (patches.shape[0], 2, self.width))
     return Stream(jnp.concatenate([special, patches], axis=1) + self.position_embedding.astype(patches.dtype))
 
+  def resize_positions(self, table: np.ndarray) -> np.ndarray:
+    """As AST's authors do along time: a shorter clip takes the middle of the table, a longer one interpolates linearly."""
+    frequencies, wanted = self.grid
+    before = (len(table) - 2) // frequencies
+    if before * frequencies != len(table) - 2:
+      raise ValueError(f"{len(table)} positions are not two tokens and {frequencies} rows of patches")
+    x = table[2:].reshape(frequencies, before, self.width)
+    first = before // 2 - wanted // 2
+    x = x[:, first : first + wanted] if wanted < before else resize(x, 1, wanted, "linear")
+    return np.concatenate([table[:2], x.reshape(-1, self.width)])
+
   def pool(self, stream: Stream) -> Features:
-    """Mean of the two special tokens after the last norm, projected; and the raw last-layer tokens."""
+    """Mean of the two special tokens after the last norm, projected if it can be; and the raw last-layer tokens."""
     pooled = self.ln_post(stream.tokens[:, :2]).mean(axis=1)
-    return Features(self.projection(pooled).astype(jnp.float32), stream.tokens, num_special=self.num_special)
+    pooled = self.projection(pooled) if self.joint else pooled
+    return Features(pooled.astype(jnp.float32), stream.tokens, num_special=self.num_special)
 
   def __call__(self, wave: jax.Array) -> Features:
     """int16 or float [B, samples] -> Features, with no method between the layers."""
