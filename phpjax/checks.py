@@ -11,7 +11,7 @@ from data_pipelines import DataError, Dataset
 from data_pipelines.toybox import compose
 from phpjax import backend, experiment, model, sharding
 from phpjax.benchmarks import BENCHMARKS
-from phpjax.encoders import ENCODERS, make_encoder, pretrained
+from phpjax.encoders import ENCODERS, pretrained
 from phpjax.errors import UserError
 from phpjax.methods import METHODS
 
@@ -89,11 +89,11 @@ def _method(config: ConfigDict) -> Iterator[str]:
   if config.method.name not in METHODS:
     yield f"unknown method {config.method.name!r}; known: {', '.join(sorted(METHODS))}"
   elif all(e.name in ENCODERS and ENCODERS[e.name][0].modality == m for m, e in config.encoders.items()):
-    modules = {m: make_encoder(e.name) for m, e in config.encoders.items()}
     try:
+      modules = {m: pretrained.module_of(e.name, e.weights, **experiment.sizes_of(e)) for m, e in config.encoders.items()}
       model.layer_map({m: module for m, module in modules.items() if m != "text"})
       experiment.method_of(config, modules)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # TypeError: a size that the encoder does not have
       yield str(error)
 
 

@@ -126,13 +126,16 @@ def data_identity(config: ConfigDict, datasets: dict[str, Dataset], infos: dict[
   return identity
 
 
-def build(config: ConfigDict, infos: dict[str, TaskInfo]) -> Experiment:
-  """Opens the encoders and makes tasks and method; raises UserError for what the user can mend."""
+def sizes_of(encoder: ConfigDict) -> dict[str, Any]:
+  """The fields of an encoder's config beside name and weights: sizes that replace the table's, as image_size or seconds."""
+  return {name: value for name, value in encoder.items() if name not in ("name", "weights")}
+
+
+def build(config: ConfigDict, infos: dict[str, TaskInfo], sharding: Any = None) -> Experiment:
+  """Opens the encoders, their weights placed by `sharding`, and makes tasks and method; raises UserError."""
+  options = {"dtype": backend.encoder_dtype(config.encoder_dtype), "seed": config.seed, "sharding": sharding}
   try:
-    encoders = {
-      m: pretrained.load(e.name, e.weights, modality=m, dtype=backend.encoder_dtype(config.encoder_dtype), seed=config.seed)
-      for m, e in config.encoders.items()
-    }
+    encoders = {m: pretrained.load(e.name, e.weights, modality=m, **options, **sizes_of(e)) for m, e in config.encoders.items()}
     modules = {m: e.module for m, e in encoders.items()}
     method = method_of(config, modules)
     tasks = {name: BENCHMARKS[name].make_task(info, modules) for name, info in infos.items()}

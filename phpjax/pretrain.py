@@ -218,7 +218,7 @@ def pretrain(c: ConfigDict, out: pathlib.Path) -> dict[str, float]:
 
   keys = jax.random.split(jax.random.key(c.seed), 3)
   params = {
-    m: encoders[m].init(key, pretrained.example_input(encoders[m], m))["params"] for m, key in zip(names, keys, strict=True)
+    m: encoders[m].init(key, pretrained.example_input(encoders[m]))["params"] for m, key in zip(names, keys, strict=True)
   }
   schedule = optax.warmup_cosine_decay_schedule(0.0, c.lr, c.warmup_steps, max(c.num_steps, c.warmup_steps + 1))
   decayed = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)

@@ -220,7 +220,8 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
     if found := checks.unusable(datasets, config):
       raise UserError("; ".join(found))
     infos = {name: BENCHMARKS[name].describe(name, data) for name, data in datasets.items()}
-    built, identity = experiment.build(config, infos), experiment.data_identity(config, datasets, infos)
+    built = experiment.build(config, infos, sharding.replicated(mesh))
+    identity = experiment.data_identity(config, datasets, infos)
     checkpoints = None
     if folder is not None:
       workdir.claim(folder, config)

@@ -42,7 +42,7 @@ def fill(shapes: Any, seed: int = 0, scale: float = 0.2) -> Any:
 
 def encoder_params(made: Tree, seed: int = 0) -> Tree:
   """{modality: params}."""
-  return {m: fill(pretrained.shapes(module, m), seed) for m, module in made.items()}
+  return {m: fill(pretrained.shapes(module), seed) for m, module in made.items()}
 
 
 def backbone(made: Tree) -> Backbone:

@@ -19,7 +19,7 @@ PROJECT = ("configs", "data_pipelines", "phpjax")
 PARTS = {"configs", "data_pipelines", "phpjax.encoders", "phpjax.methods", "phpjax.metrics", "phpjax.tasks"}
 TOOLS = {
   f"phpjax.{name}"
-  for name in ("backend", "checkpoint", "errors", "figures", "logs", "partition", "progress", "sharding", "workdir")
+  for name in ("backend", "checkpoint", "errors", "figures", "logs", "partition", "progress", "sharding", "sources", "workdir")
 }
 BESIDE_TRAIN = {f"phpjax.{name}" for name in ("bench", "convert", "predict", "pretrain", "report")}
 ENGINE = {
@@ -80,7 +80,7 @@ LIBRARIES: dict[str, set[str]] = {
   "data_pipelines": {"PIL", "absl", "array_record", "av", "grain", "h5py", "numpy", "soxr", "tensorflow_datasets"},
   "phpjax.metrics": {"numpy"},
 }
-ONLY_IN = {"torch": "phpjax.convert", "transformers": "phpjax.convert", "tensorflow": "nowhere"}
+ONLY_IN = {"torch": "phpjax.sources", "transformers": "nowhere", "tensorflow": "nowhere"}
 
 
 def inside(name: str, package: str) -> bool:
@@ -201,7 +201,8 @@ def test_what_is_allowed_passes(tmp_path):
   _write(tmp_path, "phpjax/train.py", "import jax\nfrom data_pipelines import ave\nfrom phpjax import model")
   _write(tmp_path, "phpjax/methods/php.py", "from .prompts import Prefix\nfrom phpjax.methods import base")
   _write(tmp_path, "phpjax/optimizer.py", "import optax\nfrom phpjax.partition import labels")
-  _write(tmp_path, "phpjax/convert.py", "import torch\nfrom phpjax import encoders")
+  _write(tmp_path, "phpjax/sources.py", "import torch")
+  _write(tmp_path, "phpjax/convert.py", "from phpjax import encoders, sources")
   _write(tmp_path, "phpjax/__init__.py", "def load():\n  from phpjax import predict\n")
   _write(tmp_path, "phpjax/metrics/ave.py", "import math\nimport numpy\nfrom phpjax.metrics import rows")
   assert violations(tmp_path) == []

@@ -72,7 +72,7 @@ def test_every_import_is_declared():
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and not node.level:
           names = [node.module]
-        known = {"phpjax", "data_pipelines", *(["torch"] if path.stem == "convert" else [])}
+        known = {"phpjax", "data_pipelines", *(["torch"] if path.stem == "sources" else [])}
         for top in {name.split(".")[0] for name in names} - sys.stdlib_module_names - known:
           if normal(DISTRIBUTIONS.get(top, top)) not in CORE:
             missing.add(f"{path.relative_to(ROOT)}: {top}")

@@ -21,10 +21,12 @@ from flax import traverse_util
 
 from phpjax.encoders import make_encoder
 from phpjax.encoders.base import Encoder
+from phpjax.encoders.tokenizer import FILE as TOKENIZER
 from phpjax.encoders.tokenizer import Tokenizer
 
 SHIPPED = pathlib.Path(__file__).parent / "nano"
 FILE = "encoder.safetensors"
+POSITIONS = "position_embedding"  # the one tensor whose rows may differ from the encoder's: another image size or clip length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,44 +41,73 @@ class Pretrained:
   tokenizer: Tokenizer | None = None
 
 
-def load(name: str, weights: str, *, modality: str, dtype: Any = jnp.float32, seed: int = 0, **sizes: Any) -> Pretrained:
+def load(
+  name: str, weights: str, *, modality: str, dtype: Any = jnp.float32, seed: int = 0, sharding: Any = None, **sizes: Any
+) -> Pretrained:
   """Opens the encoder `name`.
 
   Args:
     name: a row of `ENCODERS`.
     weights: a folder written by phpjax.convert or phpjax.pretrain, "shipped" for the nano encoders that come with
       the package, or "random".
-    modality: "visual", "audio" or "text"; says how to initialise "random".
+    modality: "visual", "audio" or "text": what the encoder is wanted for.
     dtype: of the weights and of the arithmetic between them; what `stays_float32` names, the inside of layer norms and
       the pooled features are float32 always.
     seed: of "random".
+    sharding: where the weights go, straight from the file; the default device without it.
     **sizes: replace sizes of the table, e.g. image_size.
 
   Raises:
-    ValueError: unknown name, missing folder or file, or a tensor that is missing, extra or of another shape.
+    ValueError: unknown name, an encoder of another modality, missing folder or file, or a tensor that is missing, extra or
+      of another shape.
   """
-  module = make_encoder(name, dtype=dtype, **sizes)
-  if weights == "random":
-    params = jax.jit(lambda: module.init(jax.random.key(seed), example_input(module, modality))["params"])()
-    tokenizer = Tokenizer(SHIPPED / "nano_text" / "tokenizer.json") if modality == "text" else None
-    return Pretrained(name, module, cast(params, dtype), f"random seed {seed}", {"source": "random"}, tokenizer)
-  folder = SHIPPED / name if weights == "shipped" else pathlib.Path(weights).expanduser()
-  missing = missing_weights(name, weights)
-  if missing:
+  if missing := missing_weights(name, weights):
     raise ValueError(missing)
-  params = read(folder / FILE, module, modality, dtype)
-  metadata = json.loads((folder / "encoder.json").read_text()) if (folder / "encoder.json").is_file() else {}
+  module = module_of(name, weights, dtype=dtype, **sizes)
+  if module.modality != modality:
+    raise ValueError(f"{name} is an encoder for {module.modality}, not for {modality}")
+  if weights == "random":
+    params = cast(jax.jit(lambda: module.init(jax.random.key(seed), example_input(module))["params"])(), dtype)
+    params = params if sharding is None else jax.device_put(params, sharding)
+    tokenizer = Tokenizer(SHIPPED / "nano_text" / TOKENIZER) if modality == "text" else None
+    return Pretrained(name, module, params, f"random seed {seed}", {"source": "random"}, tokenizer)
+  folder = folder_of(name, weights)
+  params = read(folder / FILE, module, dtype, sharding)
+  tokenizer = Tokenizer(folder / TOKENIZER, getattr(module, "pad_id", 0)) if modality == "text" else None
+  return Pretrained(name, module, params, sha256(folder / FILE), metadata_of(folder), tokenizer)
+
+
+def folder_of(name: str, weights: str) -> pathlib.Path:
+  """Where the files of an encoder lie."""
+  return SHIPPED / name if weights == "shipped" else pathlib.Path(weights).expanduser()
+
+
+def module_of(name: str, weights: str, **options: Any) -> Encoder:
+  """The encoder with the sizes that were converted, as far as `options` do not replace them; raises ValueError."""
+  metadata = {} if weights == "random" else metadata_of(folder_of(name, weights))
   if metadata.get("name", name) != name:
-    raise ValueError(f"{folder} holds the encoder {metadata['name']!r}, the config asks for {name!r}")
-  tokenizer = Tokenizer(folder / "tokenizer.json") if modality == "text" else None
-  return Pretrained(name, module, params, sha256(folder / FILE), metadata, tokenizer)
+    raise ValueError(f"{weights} holds the encoder {metadata['name']!r}, the config asks for {name!r}")
+  return make_encoder(name, **{**metadata.get("sizes", {}), **options})
+
+
+def metadata_of(folder: pathlib.Path) -> dict[str, Any]:
+  """What encoder.json says, {} without one; lists become tuples, as modules want them. Raises ValueError."""
+  path = folder / "encoder.json"
+  if not path.is_file():
+    return {}
+  try:
+    found = json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"{path} is not readable JSON ({error}): convert again") from error
+  tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in found.get("sizes", {}).items()}
+  return {**found, "sizes": tuples}
 
 
 def missing_weights(name: str, weights: str) -> str | None:
   """One line that says which command makes the missing weights, or None when they are there."""
   if weights == "random":
     return None
-  folder = SHIPPED / name if weights == "shipped" else pathlib.Path(weights).expanduser()
+  folder = folder_of(name, weights)
   if weights and (folder / FILE).is_file():
     return None
   where = f"in {folder}" if weights else "(the config's weights field is empty)"
@@ -90,25 +121,28 @@ def missing_weights(name: str, weights: str) -> str | None:
   return f"no weights for the encoder {name} {where}: make them with {made}"
 
 
-def example_input(module: Encoder, modality: str) -> jax.Array:
+def example_input(module: Encoder) -> jax.Array:
   """A batch of one, for shape inference."""
-  if modality == "visual":
+  if module.modality == "visual":
     return jnp.zeros((1, module.image_size, module.image_size, 3), jnp.uint8)
-  if modality == "audio":
+  if module.modality == "audio":
     return jnp.zeros((1, round(module.seconds * module.sample_rate_hz)), jnp.int16)
-  if modality == "text":
-    return jnp.zeros((1, 8), jnp.int32)
-  raise ValueError(f"unknown modality {modality!r}; known: visual, audio, text")
+  return jnp.zeros((1, 8), jnp.int32)
 
 
-def shapes(module: Encoder, modality: str) -> dict[str, Any]:
+def flat_shapes(module: Encoder) -> dict[str, Any]:
+  """`shapes` with one name per leaf, as it stands in encoder.safetensors."""
+  return traverse_util.flatten_dict(shapes(module), sep="/")
+
+
+def shapes(module: Encoder) -> dict[str, Any]:
   """The parameter tree of `module` as jax.ShapeDtypeStruct leaves; nothing is computed."""
-  return jax.eval_shape(module.init, jax.random.key(0), example_input(module, modality))["params"]
+  return jax.eval_shape(module.init, jax.random.key(0), example_input(module))["params"]
 
 
-def read(path: pathlib.Path, module: Encoder, modality: str, dtype: Any) -> dict[str, Any]:
-  """Reads a safetensors file strictly into the nested parameter dict of `module`."""
-  wanted = traverse_util.flatten_dict(shapes(module, modality), sep="/")
+def read(path: pathlib.Path, module: Encoder, dtype: Any, sharding: Any = None) -> dict[str, Any]:
+  """Reads a safetensors file strictly into the nested parameter dict of `module`; the file is mapped, one tensor at a time."""
+  wanted = traverse_util.flatten_dict(shapes(module), sep="/")
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
       names = set(file.keys())
@@ -120,9 +154,12 @@ def read(path: pathlib.Path, module: Encoder, modality: str, dtype: Any) -> dict
       flat, precise = {}, stays_float32(wanted)
       for name, target in wanted.items():
         array = file.get_tensor(name)
+        if name == POSITIONS and array.shape != target.shape:
+          array = module.resize_positions(array)
         if array.shape != target.shape:
           raise ValueError(f"{path}: {name} has shape {array.shape}, the encoder needs {target.shape}")
-        flat[name] = jnp.asarray(array, jnp.float32 if name in precise else dtype)
+        array = np.asarray(array, jnp.float32 if name in precise else dtype)
+        flat[name] = jnp.asarray(array) if sharding is None else jax.device_put(array, sharding)
   except safetensors.SafetensorError as error:
     raise ValueError(f"{path} is not a readable safetensors file ({error}): convert or download it again") from error
   return traverse_util.unflatten_dict(flat, sep="/")
@@ -135,7 +172,8 @@ def write(
   folder = pathlib.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   flat = traverse_util.flatten_dict(params, sep="/")
-  safetensors.numpy.save_file({k: np.asarray(v, dtype) for k, v in sorted(flat.items())}, folder / FILE)
+  # order: the library writes an array's memory as it lies, a transposed one would come back scrambled
+  safetensors.numpy.save_file({k: np.asarray(v, dtype, order="C") for k, v in sorted(flat.items())}, folder / FILE)
   count = int(sum(np.size(v) for v in flat.values()))
   (folder / "encoder.json").write_text(json.dumps({"name": name, "parameters": count, **metadata}, indent=1) + "\n")
 
