@@ -118,7 +118,9 @@ def test_command_parses(file, command):
     check_arguments(words[2], words[3:])
 
 
-@pytest.mark.parametrize("module", ["data_pipelines.toybox", "phpjax.main", "phpjax.predict", "phpjax.pretrain"])
+@pytest.mark.parametrize(
+  "module", ["data_pipelines.toybox", "phpjax.bench", "phpjax.convert", "phpjax.main", "phpjax.predict", "phpjax.pretrain"]
+)
 def test_help_exits_with_zero(module):
   assert "--" in help_of(module)
 
@@ -161,7 +163,7 @@ def test_readme_links_lead_somewhere_and_it_stays_short():
   text = (ROOT / "README.md").read_text()
   for target in re.findall(r"\]\(([^)#]+)", text):
     assert target.startswith("https://") or (ROOT / target).exists(), f"README.md: broken link {target}"
-  assert text.count("\n") <= 130
+  assert text.count("\n") <= 170
 
 
 @pytest.mark.parametrize(
