@@ -26,7 +26,7 @@ if [ -z "$workdir" ]; then
 fi
 [ -n "$config" ] || set -- --config=configs/php_avqa.py:toybox "$@"
 
-# A training step takes and returns a gigabyte of buffers; in huge pages that costs a quarter less time on CPU (Linux, glibc).
+# A training step takes and returns a gigabyte of buffers; huge pages make that cheaper on CPU (Linux, glibc; numbers in README.md here).
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 
 phpjax_install core

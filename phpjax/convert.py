@@ -53,8 +53,6 @@ def convert(
     module = make_encoder(encoder, **sizes)
   except (TypeError, ValueError) as error:
     raise UserError(f"--encoder={encoder}: {error}") from error
-  if type(module) not in formats.FORMATS:
-    raise UserError(f"--encoder={encoder} has no published weights")
   made_tokenizer = _tokenizer(source, tokenizer_source) if module.modality == "text" else None
   tensors, files = sources.open_source(source, note)
   wanted = {name: leaf.shape for name, leaf in pretrained.flat_shapes(module).items()}
@@ -67,7 +65,7 @@ def convert(
   metadata = {
     "sizes": sizes,
     "preprocessing": preprocessing(module),
-    "source": {"format": form.name, "files": [f.name for f in files], "sha256": sources.sha256(files)},
+    "source": {"format": form.name, "files": [f.name for f in files], "sha256": pretrained.sha256(*files)},
     "licence": LICENCE,
   }
   return _write(out, encoder, arrays, metadata, made_tokenizer)
@@ -91,7 +89,7 @@ def preprocessing(module: Any) -> dict[str, Any]:
 def _write(
   out: pathlib.Path, encoder: str, arrays: dict[str, np.ndarray], metadata: dict[str, Any], made: Any
 ) -> dict[str, Any]:
-  """All files into a folder beside `out`, which then takes its place."""
+  """Writes all files beside `out` and moves them there when the last one is whole."""
   try:
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))

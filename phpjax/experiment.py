@@ -146,7 +146,7 @@ def build(config: ConfigDict, infos: dict[str, TaskInfo], sharding: Any = None) 
 
 def method_of(config: ConfigDict, modules: Tree) -> Method:
   """The method for these encoders {modality: module}; raises ValueError for options that do not fit them."""
-  sizes = {m: Sizes(e.width, e.num_tokens, e.num_heads, e.depth, e.embed_dim) for m, e in modules.items()}
+  sizes = {m: Sizes.of(module) for m, module in modules.items()}
   options = {k: v for k, v in config.method.items() if k not in ("name", "compat")}
   return make_method(config.method.name, Backbone(**sizes), **options)
 

@@ -6,7 +6,7 @@ others with `weights_only=True`, where numpy's scalar and dtype are the only saf
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import json
 import pathlib
 import zipfile
@@ -60,10 +60,17 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
 
 def _safetensors(path: pathlib.Path) -> Tensors:
   try:
-    file = safetensors.safe_open(path, framework="numpy")
+    # numpy has no bfloat16 of its own, jax's arrays do
+    file, bfloats = (safetensors.safe_open(path, framework=name) for name in ("numpy", "flax"))
   except (safetensors.SafetensorError, OSError) as error:
     raise UserError(f"{path} is not a readable safetensors file ({error}): download it again") from error
-  return {name: lambda name=name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+
+  def read(name: str) -> np.ndarray:
+    if file.get_slice(name).get_dtype() == "BF16":
+      return np.asarray(bfloats.get_tensor(name), np.float32)
+    return file.get_tensor(name)
+
+  return {name: functools.partial(read, name) for name in file.keys()}  # noqa: SIM118 (no dict)
 
 
 def _pickle(path: pathlib.Path, note: Callable[[str], None]) -> Tensors:
@@ -81,6 +88,8 @@ def _pickle(path: pathlib.Path, note: Callable[[str], None]) -> Tensors:
   except Exception as error:  # torch raises anything from EOFError to UnpicklingError
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     raise UserError(f"{path} cannot be read safely ({reason[:200]}): download it again, or save it as safetensors") from error
+  if not isinstance(state, dict):
+    raise UserError(f"{path} holds a {type(state).__name__} and no named tensors: give the file of a state dict")
   state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
   tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
   return {name: lambda x=x: (x.float() if x.dtype == torch.bfloat16 else x).detach().numpy() for name, x in tensors.items()}
@@ -98,13 +107,3 @@ def _numpy_globals() -> list[Any]:
   scalar = np._core.multiarray.scalar
   kinds = [type(np.dtype(kind)) for kind in ("float64", "float32", "int64", "int32")]
   return [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"), np.dtype, *kinds]
-
-
-def sha256(files: list[pathlib.Path]) -> str:
-  """Hex digest of the files' bytes, in order."""
-  digest = hashlib.sha256()
-  for path in files:
-    with open(path, "rb") as file:
-      while block := file.read(1 << 22):
-        digest.update(block)
-  return digest.hexdigest()

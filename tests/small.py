@@ -47,7 +47,7 @@ def encoder_params(made: Tree, seed: int = 0) -> Tree:
 
 def backbone(made: Tree) -> Backbone:
   """The sizes that a method sees."""
-  return Backbone(**{m: Sizes(e.width, e.num_tokens, e.num_heads, e.depth, e.embed_dim) for m, e in made.items()})
+  return Backbone(**{m: Sizes.of(module) for m, module in made.items()})
 
 
 def task(name: str, *, num_classes: int = 3, **options: Any) -> Any:

@@ -5,14 +5,16 @@ import pathlib
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.flax
 import safetensors.numpy
 import tokenizers
 from flax import traverse_util
 
 from phpjax import bench, convert
-from phpjax.encoders import make_encoder, names, pretrained
+from phpjax.encoders import ENCODERS, formats, make_encoder, names, pretrained
 from phpjax.encoders.tokenizer import Tokenizer, from_files
 from phpjax.errors import UserError
 
@@ -73,11 +75,27 @@ def test_another_image_size_resizes_positions(tmp_path):
   table = load(56)["position_embedding"]
   assert table.shape == (17, 16)
   np.testing.assert_array_equal(table[0], ours["position_embedding"][0])
-  inside = (np.arange(4) + 0.5) * 0.5 - 0.5  # where the four new places lie among the two old ones
-  assert inside.min() < 0 and inside.max() > 1
-  corners = ours["position_embedding"][1:].reshape(2, 2, 16)
-  np.testing.assert_allclose(np.asarray(table[1:]).mean(0), corners.mean((0, 1)), atol=1e-5)  # weights are symmetric
+  # the first of four new places lies a quarter before the first of two old ones: 3 taps fall on it, 1 on the other
+  near = 1 - np.polyval([-0.75, 3.75, -6, 3], 1.25)  # Keys' kernel with a = -0.75 at the one tap beyond
+  mix = np.array([[near, 1 - near]])
+  corner = np.einsum("ij,kl,jld->d", mix, mix, ours["position_embedding"][1:].reshape(2, 2, 16))
+  np.testing.assert_allclose(table[1], corner, atol=1e-5)
   assert load(28)["position_embedding"].shape == (5, 16)
+
+
+def test_bfloat16_sources(tmp_path):
+  ours = source(tmp_path / "in")
+  path = tmp_path / "in" / "model.safetensors"
+  halves = {name: jnp.asarray(array, jnp.bfloat16) for name, array in safetensors.numpy.load_file(path).items()}
+  safetensors.flax.save_file(halves, path)
+  run(tmp_path)
+  made = safetensors.numpy.load_file(tmp_path / "out" / "encoder.safetensors")
+  for name, array in ours.items():
+    np.testing.assert_array_equal(made[name], jnp.asarray(array, jnp.bfloat16).astype(jnp.float32))
+
+
+def test_every_encoder_has_a_published_form():
+  assert {module for module, _ in ENCODERS.values()} == formats.FORMATS.keys()
 
 
 def test_missing_extra_and_misshaped_tensors(tmp_path):

@@ -16,7 +16,7 @@ STAGES = {"width": 16, "depth": 3, "num_heads": 2, "embed_dim": 8, "mlp_ratio": 
 MODULES = {
   "clip": CLIPVision(**NARROW, image_size=16, patch_size=8),
   "dinov2": DINOv2(**NARROW, image_size=28),
-  "ast": AST(**NARROW, num_mels=48, joint=False),
+  "ast": AST(**NARROW, num_mels=48, with_text=False),
   "whisper": Whisper(**NARROW, seconds=0.2),
   "bert": BERT(**NARROW, vocabulary_size=32, context_length=12),
   "clap text": BERT(**NARROW, vocabulary_size=32, context_length=12, pad_id=1, position_offset=2, pooling="clap"),
@@ -129,7 +129,7 @@ def test_windows_go_back_and_forth():
 
 
 def test_ast_positions_of_a_shorter_clip_are_the_middle_of_the_table():
-  module = AST(**NARROW, num_mels=48, joint=False)
+  module = AST(**NARROW, num_mels=48, with_text=False)
   rows, columns = module.grid
   table = np.arange(2 + rows * 20, dtype=np.float32)[:, None].repeat(16, axis=1)
   made = module.resize_positions(table)
@@ -158,11 +158,13 @@ def test_htsat_refuses_clips_that_do_not_fit():
 def test_attention_has_the_gradient_of_the_plain_formula():
   draw = lambda seed, length: jnp.asarray(np.random.default_rng(seed).normal(size=(2, length, 3, 4)), jnp.float32)
   inputs = draw(0, 5), draw(1, 7), draw(2, 7)
-  plain = lambda q, k, v: jax.nn.dot_product_attention(q, k, v)
+  plain = lambda q, k, v, mask=None: jax.nn.dot_product_attention(q, k, v, mask=mask)
   value = lambda f: lambda *x: (f(*x) ** 3).sum()
-  np.testing.assert_allclose(attend(*inputs), plain(*inputs), atol=1e-6)
-  for ours, theirs in zip(*(jax.grad(value(f), (0, 1, 2))(*inputs) for f in (attend, plain)), strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+  for mask in (None, jnp.asarray(np.random.default_rng(3).random((2, 1, 5, 7)) < 0.7).at[..., 0].set(True)):
+    ours, theirs = (lambda *x, mask=mask: attend(*x, mask)), (lambda *x, mask=mask: plain(*x, mask))
+    np.testing.assert_allclose(ours(*inputs), theirs(*inputs), atol=1e-6)
+    for a, b in zip(*(jax.grad(value(f), (0, 1, 2))(*inputs) for f in (ours, theirs)), strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-5)
   half = [x.astype(jnp.bfloat16) for x in inputs]
-  assert attend(*half).dtype == jnp.bfloat16
-  np.testing.assert_allclose(attend(*half).astype(jnp.float32), plain(*inputs), atol=0.05)
+  assert attend(*half, None).dtype == jnp.bfloat16
+  np.testing.assert_allclose(attend(*half, None).astype(jnp.float32), plain(*inputs), atol=0.05)

@@ -11,9 +11,9 @@ import small
 from small import TASKS
 
 from phpjax import model, partition
-from phpjax.encoders import pretrained
+from phpjax.encoders import make_encoder, pretrained
 from phpjax.encoders.base import Stream
-from phpjax.methods import METHODS, FineTune, Method, make_method
+from phpjax.methods import METHODS, FineTune, Method, Sizes, make_method
 from phpjax.methods.php_modules import ClipAdapter, GeneratorBlock, MiddlePrompts, PromptGenerator, ShallowAdapter
 from phpjax.methods.prompts import l2_normalise
 
@@ -341,6 +341,30 @@ def test_backbones_that_cannot_work_are_refused():
   with pytest.raises(ValueError, match="equal widths"):
     make_method("php", wide, shallow=(0,), mid=(1,), deep=(2,))
   make_method("php", wide, shallow=(0,), mid=[], deep=[2])
+
+
+@pytest.mark.parametrize("name", ["php", "finetune"])
+@pytest.mark.parametrize(
+  ("change", "words"),
+  [
+    ({"joint": False}, "the encoder for audio shares no space with text"),
+    ({"embed_dim": 12}, "embeddings of one size, got visual 8, audio 12, text 8"),
+    ({"uniform": False}, "layers differ in width, as that for audio"),
+  ],
+)
+def test_encoders_that_php_cannot_run_on_are_refused(name, change, words):
+  backbone = small.backbone(MADE)
+  other = dataclasses.replace(backbone, audio=dataclasses.replace(backbone.audio, **change))
+  with pytest.raises(ValueError, match=words):
+    make_method(name, other, shallow=(0,), mid=(1,), deep=(2,))
+
+
+def test_sizes_of_published_encoders():
+  sizes = {
+    name: Sizes.of(make_encoder(name)) for name in ("clip_vit_b32", "ast_base", "htsat_tiny", "whisper_tiny", "bert_base")
+  }
+  assert [name for name, s in sizes.items() if not s.uniform] == ["htsat_tiny"]
+  assert [name for name, s in sizes.items() if not s.joint] == ["ast_base", "whisper_tiny", "bert_base"]
 
 
 @pytest.mark.parametrize("shallower", ["visual", "audio"])

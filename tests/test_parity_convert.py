@@ -216,3 +216,11 @@ def test_a_truncated_pickle_is_refused(tmp_path):
   (tmp_path / "a.pth").write_bytes(data[: len(data) // 2])
   with pytest.raises(UserError, match=r"a\.pth cannot be read safely"):
     convert.convert("ast_base", tmp_path / "a.pth", tmp_path / "out")
+
+
+def test_a_file_without_names_is_refused(tmp_path):
+  import torch
+
+  torch.save(torch.zeros(3), tmp_path / "a.pt")
+  with pytest.raises(UserError, match="holds a Tensor and no named tensors"):
+    convert.convert("ast_base", tmp_path / "a.pt", tmp_path / "out")

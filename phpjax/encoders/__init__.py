@@ -33,7 +33,7 @@ ENCODERS: dict[str, tuple[type[Encoder], dict[str, Any]]] = {
   "clip_text_b32": (CLIPText, {**_CLIP, "width": 512, "depth": 12, "num_heads": 8, "embed_dim": 512}),
   "clip_text_b16": (CLIPText, {**_CLIP, "width": 512, "depth": 12, "num_heads": 8, "embed_dim": 512}),
   "clip_text_l14": (CLIPText, {**_CLIP, "width": 768, "depth": 12, "num_heads": 12, "embed_dim": 768}),
-  "ast_base": (AST, {**_BASE, "eps": 1e-6, "joint": False}),
+  "ast_base": (AST, {**_BASE, "eps": 1e-6, "with_text": False}),
   "htsat_tiny": (HTSAT, {"width": 768, "depth": 12, "num_heads": 32, "embed_dim": 512}),
   "roberta_base": (
     BERT,

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+LOGIT_SCALE = 2.659260036932778  # ln(1 / 0.07): where CLIP's and CLAP's log temperatures start
+
 
 @flax.struct.dataclass
 class Stream:
@@ -37,7 +39,7 @@ class Features:
   """What `pool` gives.
 
   Attributes:
-    pooled: float32 [B, E] whatever the weights are kept in, in the joint embedding space, not normalised.
+    pooled: float32 [B, E] whatever the weights are kept in, not normalised; shares a space with text if the encoder is `joint`.
     tokens: float [B, L, D], last-layer tokens as they leave the last block (no final norm), special tokens first.
     num_special: how many leading tokens are not patches (1 class token for a ViT, 2 for AST).
   """
@@ -70,29 +72,35 @@ def activation(name: str, x: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+def attend(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None) -> jax.Array:
   """softmax(query key' / sqrt(d)) value: [B, L, H, d], [B, S, H, d] twice -> [B, L, H, d]; the softmax is float32.
+
+  `mask` bool [B | 1, 1, L | 1, S] is False where a key must not be read.
 
   Its own gradient: the sum of the softmax's gradient over keys is read off the outputs (FlashAttention, arXiv 2205.14135,
   appendix B), S / d times fewer numbers than autodiff reads, and the scores are not kept beside the weights.
   """
-  return _attend(query, key, value)[0]
+  return _attend(query, key, value, mask)[0]
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+def _attend(
+  query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   scores = jnp.einsum("blhd,bshd->bhls", query * query.shape[-1] ** -0.5, key, preferred_element_type=jnp.float32)
+  if mask is not None:
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
   weights = nn.softmax(scores, axis=-1).astype(value.dtype)
   out = jnp.einsum("bhls,bshd->blhd", weights, value)
   return out, (query, key, value, weights, out)
 
 
-def _attend_gradient(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _attend_gradient(kept: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
   query, key, value, weights, out = kept
   total = (gradient.astype(jnp.float32) * out).sum(axis=-1).swapaxes(1, 2)[..., None]  # [B, H, L, 1]
   towards = jnp.einsum("blhd,bshd->bhls", gradient, value, preferred_element_type=jnp.float32) - total
   towards = (weights * towards * query.shape[-1] ** -0.5).astype(value.dtype)
   to_query, to_key = jnp.einsum("bhls,bshd->blhd", towards, key), jnp.einsum("bhls,blhd->bshd", towards, query)
-  return to_query, to_key, jnp.einsum("bhls,blhd->bshd", weights, gradient)
+  return to_query, to_key, jnp.einsum("bhls,blhd->bshd", weights, gradient), None
 
 
 attend.defvjp(_attend, _attend_gradient)
@@ -130,8 +138,7 @@ class Attention(nn.Module):
       if mask is not None:  # every query sees the whole prefix
         mask = jnp.pad(mask, [(0, 0)] * 3 + [(extra_key.shape[1], 0)], constant_values=True)
     split = lambda x: x.reshape(*x.shape[:2], self.num_heads, -1)
-    parts = split(query), split(key), split(value)
-    mixed = attend(*parts) if mask is None else jax.nn.dot_product_attention(*parts, mask=mask)
+    mixed = attend(split(query), split(key), split(value), mask)
     return self.out(mixed.reshape(normed.shape))
 
   def project(self, prefix: PrefixLike, norm: Callable) -> tuple[jax.Array, jax.Array]:
@@ -205,6 +212,11 @@ class Encoder(nn.Module):
   eps: float = 1e-5
   dtype: Any = jnp.float32
 
+  @property
+  def joint(self) -> bool:
+    """Whether `pool` leads into a space shared with another modality, at a stored temperature (`logit_scale`)."""
+    return True
+
   def resize_positions(self, table: np.ndarray) -> np.ndarray:
     """Position embeddings [rows, D] learned for another input size -> as many rows as this encoder has.
 
@@ -253,3 +265,7 @@ class Encoder(nn.Module):
     for layer in range(self.depth):
       stream = self.mlp(layer, self.attention(layer, self.enter(layer, stream)))
     return stream
+
+  def __call__(self, inputs: jax.Array) -> Features:
+    """What `stem` takes -> Features, with no method between the layers."""
+    return self.pool(self.layers(self.stem(inputs)))

@@ -8,9 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from phpjax.encoders.base import Encoder, Features, Stream
-
-LOGIT_SCALE = 2.659260036932778
+from phpjax.encoders.base import LOGIT_SCALE, Encoder, Features, Stream
 
 
 class BERT(Encoder):
@@ -37,6 +35,11 @@ class BERT(Encoder):
   def num_tokens(self) -> int:
     """The longest text."""
     return self.context_length
+
+  @property
+  def joint(self) -> bool:
+    """CLAP's text tower shares a space with audio, BERT alone with nothing."""
+    return self.pooling == "clap"
 
   def setup(self) -> None:
     if self.pooling not in ("mean", "clap"):
@@ -77,10 +80,6 @@ class BERT(Encoder):
     else:
       pooled = self.projection(jnp.tanh(self.pooler(stream.tokens[:, 0])))
     return Features(pooled.astype(jnp.float32), stream.tokens, num_special=0)
-
-  def __call__(self, ids: jax.Array) -> Features:
-    """int32 [B, L] -> Features, with no method between the layers."""
-    return self.pool(self.layers(self.stem(ids)))
 
 
 class ProjectionMLP(nn.Module):

@@ -10,8 +10,8 @@ import numpy as np
 from flax import linen as nn
 
 from phpjax.encoders import audio_frontend
-from phpjax.encoders.base import Attention, Encoder, Features, PrefixLike, Stream, activation
-from phpjax.encoders.bert import LOGIT_SCALE, ProjectionMLP
+from phpjax.encoders.base import LOGIT_SCALE, Attention, Encoder, Features, PrefixLike, Stream, activation
+from phpjax.encoders.bert import ProjectionMLP
 from phpjax.encoders.resize import resize
 
 MASKED = -100.0  # what the original adds to scores between regions that only the cyclic shift made neighbours
@@ -40,13 +40,14 @@ class WindowAttention(Attention):
     windows = to_windows(normed, self.resolution, self.window, self.shift)  # [B, W, N, D]
     split = lambda x: x.reshape(*x.shape[:-1], self.num_heads, -1)
     query, key, value = (split(f(windows)) for f in (self.query, self.key, self.value))
+    query = query * query.shape[-1] ** -0.5
     bias = jnp.asarray(self.position_bias)[offsets(self.window)].transpose(2, 0, 1)  # [H, N, N]
-    scores = jnp.einsum("bwnhd,bwmhd->bwhnm", query * query.shape[-1] ** -0.5, key) + bias.astype(query.dtype)
+    scores = jnp.einsum("bwnhd,bwmhd->bwhnm", query, key) + bias.astype(query.dtype)
     if self.shift:
       scores = scores + shift_mask(self.resolution, self.window, self.shift)[:, None].astype(scores.dtype)
     if prefix is not None:
       extra_key, extra_value = (split(x.astype(normed.dtype)) for x in self.project(prefix, norm))  # [B, P, H, D / H]
-      extra = jnp.einsum("bwnhd,bphd->bwhnp", query * query.shape[-1] ** -0.5, extra_key)
+      extra = jnp.einsum("bwnhd,bphd->bwhnp", query, extra_key)
       scores = jnp.concatenate([extra, scores], axis=-1)
     weights = nn.softmax(scores.astype(jnp.float32), axis=-1).astype(normed.dtype)
     num_extra = 0 if prefix is None else prefix.key.shape[1]
@@ -280,7 +281,3 @@ class HTSAT(Encoder):
     """Mean of the tokens after the last norm, projected into CLAP's space; and the raw last-layer tokens."""
     pooled = self.ln_post(stream.tokens).mean(axis=1)
     return Features(self.projection(pooled).astype(jnp.float32), stream.tokens, num_special=self.num_special)
-
-  def __call__(self, wave: jax.Array) -> Features:
-    """int16 or float [B, samples] -> Features, with no method between the layers."""
-    return self.pool(self.layers(self.stem(wave)))

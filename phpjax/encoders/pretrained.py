@@ -192,7 +192,11 @@ def stays_float32(flat: dict[str, Any]) -> set[str]:
   return {name for name, leaf in flat.items() if not leaf.shape or f"{name.rpartition('/')[0]}/scale" in flat}
 
 
-def sha256(path: pathlib.Path) -> str:
-  """Hex digest of a file."""
-  with open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+def sha256(*paths: pathlib.Path) -> str:
+  """Hex digest of the files' bytes, one after another."""
+  digest = hashlib.sha256()
+  for path in paths:
+    with open(path, "rb") as file:
+      while block := file.read(1 << 22):
+        digest.update(block)
+  return digest.hexdigest()

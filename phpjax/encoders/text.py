@@ -74,7 +74,3 @@ class CLIPText(Encoder):
     """The projected, normalised end-of-text token, and the raw last-layer tokens."""
     last = jnp.take_along_axis(stream.tokens, stream.end[:, None, None], axis=1)[:, 0]
     return Features(self.projection(self.ln_final(last)).astype(jnp.float32), stream.tokens, num_special=0)
-
-  def __call__(self, ids: jax.Array) -> Features:
-    """int32 [B, L] -> Features."""
-    return self.pool(self.layers(self.stem(ids)))

@@ -10,15 +10,13 @@ import numpy as np
 from flax import linen as nn
 
 from phpjax.encoders import audio_frontend
-from phpjax.encoders.base import Encoder, Features, Stream
+from phpjax.encoders.base import LOGIT_SCALE, Encoder, Features, Stream
 from phpjax.encoders.resize import resize, resize_grid
 
 STATISTICS = {  # mean and standard deviation per colour channel, of pixels in [0, 1]
   "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
   "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
 }
-
-LOGIT_SCALE = 2.659260036932778  # ln(1 / 0.07), CLIP's and CLAP's start
 
 
 def normalise(pixels: jax.Array, statistics: str) -> jax.Array:
@@ -34,89 +32,12 @@ def resize_pixels(pixels: jax.Array, size: int) -> jax.Array:
   return jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
 
 
-class CLIPVision(Encoder):
-  """CLIP's vision tower (Radford et al. 2021, arXiv 2103.00020).
-
-  Class token, learned positions, `ln_pre`, blocks, `ln_post`, projection.
-
-  The stem ends before `ln_pre`, because PHP and LPI read and insert there.
-  """
+class Patches(Encoder):
+  """What vision towers share: a class token in front of square patches, learned positions."""
 
   modality: ClassVar[str] = "visual"
   image_size: int = 224
   patch_size: int = 32
-  statistics: str = "imagenet"  # PHP feeds ImageNet statistics to CLIP, as released
-  num_special: ClassVar[int] = 1
-
-  @property
-  def num_tokens(self) -> int:
-    """Class token and patches."""
-    return 1 + (self.image_size // self.patch_size) ** 2
-
-  def setup(self) -> None:
-    patch = (self.patch_size, self.patch_size)
-    self.patch_embedding = nn.Conv(self.width, patch, patch, padding="VALID", use_bias=False, dtype=self.dtype)
-    self.class_embedding = self.param("class_embedding", nn.initializers.normal(0.02), (self.width,))
-    self.position_embedding = self.param("position_embedding", nn.initializers.normal(0.02), (self.num_tokens, self.width))
-    self.ln_pre = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
-    self.blocks = self.make_blocks()
-    self.ln_post = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
-    self.projection = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype)
-    self.logit_scale = self.param(
-      "logit_scale", nn.initializers.constant(LOGIT_SCALE), ()
-    )  # log of the temperature against text
-
-  def stem(self, pixels: jax.Array) -> Stream:
-    """uint8 [B, H, W, 3] -> tokens [B, 1 + patches, D], class token first, before `ln_pre`."""
-    return self.embed_pixels(normalise(pixels, self.statistics))
-
-  def embed_pixels(self, pixels: jax.Array) -> Stream:
-    """Standardised pixels, float32 [B, H, W, 3] -> tokens as `stem` gives them."""
-    patches = self.patch_embedding(pixels.astype(self.dtype))
-    patches = patches.reshape(patches.shape[0], -1, self.width)
-    first = jnp.broadcast_to(self.class_embedding, (patches.shape[0], 1, self.width))
-    return Stream(
-      jnp.concatenate([first.astype(patches.dtype), patches], axis=1) + self.position_embedding.astype(patches.dtype)
-    )
-
-  def enter(self, layer: int, stream: Stream) -> Stream:
-    """`ln_pre` before the first layer."""
-    return stream.replace(tokens=self.ln_pre(stream.tokens)) if layer == 0 else stream
-
-  def project(self, tokens: jax.Array) -> jax.Array:
-    """[..., D] -> float32 [..., E] in the joint space, as the class token is projected."""
-    return self.projection(self.ln_post(tokens)).astype(jnp.float32)
-
-  def resize_positions(self, table: np.ndarray) -> np.ndarray:
-    """Bicubic, a = -0.75, the class token's row kept."""
-    return resize_square(table, self.image_size // self.patch_size)
-
-  def pool(self, stream: Stream) -> Features:
-    """The projected class token and the raw last-layer tokens."""
-    return Features(self.project(stream.tokens[:, 0]), stream.tokens, num_special=self.num_special)
-
-  def __call__(self, pixels: jax.Array) -> Features:
-    """uint8 [B, H, W, 3] -> Features, with no method between the layers."""
-    return self.pool(self.layers(self.stem(pixels)))
-
-
-def resize_square(table: np.ndarray, side: int) -> np.ndarray:
-  """Positions of a class token and a square of patches, for side x side patches; raises ValueError for no square."""
-  before = round((len(table) - 1) ** 0.5)
-  if before**2 != len(table) - 1:
-    raise ValueError(f"{len(table)} positions are no class token and a square of patches")
-  return np.concatenate([table[:1], resize_grid(table[1:], (before, before), (side, side))])
-
-
-class DINOv2(Encoder):
-  """DINOv2's vision transformer (Oquab et al. 2023, arXiv 2304.07193): LayerScale, exact GELU, no projection.
-
-  `pool` gives the class token after the last norm.
-  """
-
-  modality: ClassVar[str] = "visual"
-  image_size: int = 224
-  patch_size: int = 14
   statistics: str = "imagenet"
   num_special: ClassVar[int] = 1
 
@@ -125,13 +46,12 @@ class DINOv2(Encoder):
     """Class token and patches."""
     return 1 + (self.image_size // self.patch_size) ** 2
 
-  def setup(self) -> None:
+  def make_stem(self, bias: bool) -> None:
+    """Parameters of the stem, for `setup`."""
     patch = (self.patch_size, self.patch_size)
-    self.patch_embedding = nn.Conv(self.width, patch, patch, padding="VALID", dtype=self.dtype)
+    self.patch_embedding = nn.Conv(self.width, patch, patch, padding="VALID", use_bias=bias, dtype=self.dtype)
     self.class_embedding = self.param("class_embedding", nn.initializers.normal(0.02), (self.width,))
     self.position_embedding = self.param("position_embedding", nn.initializers.normal(0.02), (self.num_tokens, self.width))
-    self.blocks = self.make_blocks(layer_scale=True)
-    self.ln_post = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
 
   def stem(self, pixels: jax.Array) -> Stream:
     """uint8 [B, H, W, 3] -> tokens [B, 1 + patches, D], class token first."""
@@ -145,16 +65,63 @@ class DINOv2(Encoder):
     return Stream(jnp.concatenate([first, patches], axis=1) + self.position_embedding.astype(patches.dtype))
 
   def resize_positions(self, table: np.ndarray) -> np.ndarray:
-    """Bicubic, a = -0.75, the class token's row kept."""
-    return resize_square(table, self.image_size // self.patch_size)
+    """Bicubic, a = -0.75, the class token's row kept; raises ValueError for rows that are no square."""
+    before, side = round((len(table) - 1) ** 0.5), self.image_size // self.patch_size
+    if before**2 != len(table) - 1:
+      raise ValueError(f"{len(table)} positions are no class token and a square of patches")
+    return np.concatenate([table[:1], resize_grid(table[1:], (before, before), (side, side))])
+
+
+class CLIPVision(Patches):
+  """CLIP's vision tower (Radford et al. 2021, arXiv 2103.00020).
+
+  Class token, learned positions, `ln_pre`, blocks, `ln_post`, projection.
+
+  The stem ends before `ln_pre`, because PHP and LPI read and insert there; PHP feeds it ImageNet statistics, as released.
+  """
+
+  def setup(self) -> None:
+    self.make_stem(bias=False)
+    self.ln_pre = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
+    self.blocks = self.make_blocks()
+    self.ln_post = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
+    self.projection = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype)
+    self.logit_scale = self.param("logit_scale", nn.initializers.constant(LOGIT_SCALE), ())  # log of the temperature
+
+  def enter(self, layer: int, stream: Stream) -> Stream:
+    """`ln_pre` before the first layer."""
+    return stream.replace(tokens=self.ln_pre(stream.tokens)) if layer == 0 else stream
+
+  def project(self, tokens: jax.Array) -> jax.Array:
+    """[..., D] -> float32 [..., E] in the joint space, as the class token is projected."""
+    return self.projection(self.ln_post(tokens)).astype(jnp.float32)
+
+  def pool(self, stream: Stream) -> Features:
+    """The projected class token and the raw last-layer tokens."""
+    return Features(self.project(stream.tokens[:, 0]), stream.tokens, num_special=self.num_special)
+
+
+class DINOv2(Patches):
+  """DINOv2's vision transformer (Oquab et al. 2023, arXiv 2304.07193): LayerScale, exact GELU, no projection.
+
+  `pool` gives the class token after the last norm.
+  """
+
+  patch_size: int = 14
+
+  @property
+  def joint(self) -> bool:
+    """Trained on pictures alone."""
+    return False
+
+  def setup(self) -> None:
+    self.make_stem(bias=True)
+    self.blocks = self.make_blocks(layer_scale=True)
+    self.ln_post = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
 
   def pool(self, stream: Stream) -> Features:
     """The class token after the last norm, and the raw last-layer tokens."""
     return Features(self.ln_post(stream.tokens[:, 0]).astype(jnp.float32), stream.tokens, num_special=self.num_special)
-
-  def __call__(self, pixels: jax.Array) -> Features:
-    """uint8 [B, H, W, 3] -> Features, with no method between the layers."""
-    return self.pool(self.layers(self.stem(pixels)))
 
 
 class AST(Encoder):
@@ -173,8 +140,13 @@ class AST(Encoder):
   stride: int = 10
   mean: float = -4.2677393  # AudioSet statistics of the log filter bank
   std: float = 4.5689974
-  joint: bool = True  # has a projection into a space shared with text, and its temperature; the AudioSet weights have neither
+  with_text: bool = True  # trained with text: has a projection and a temperature; the AudioSet weights have neither
   num_special: ClassVar[int] = 2
+
+  @property
+  def joint(self) -> bool:
+    """As trained."""
+    return self.with_text
 
   @property
   def grid(self) -> tuple[int, int]:
@@ -194,7 +166,7 @@ class AST(Encoder):
     self.position_embedding = self.param("position_embedding", nn.initializers.normal(0.02), (self.num_tokens, self.width))
     self.blocks = self.make_blocks()
     self.ln_post = nn.LayerNorm(epsilon=self.eps, dtype=self.dtype)
-    if self.joint:
+    if self.with_text:
       self.projection = nn.Dense(self.embed_dim, use_bias=False, dtype=self.dtype)
       self.logit_scale = self.param("logit_scale", nn.initializers.constant(LOGIT_SCALE), ())  # log of the temperature
 
@@ -226,9 +198,5 @@ class AST(Encoder):
   def pool(self, stream: Stream) -> Features:
     """Mean of the two special tokens after the last norm, projected if it can be; and the raw last-layer tokens."""
     pooled = self.ln_post(stream.tokens[:, :2]).mean(axis=1)
-    pooled = self.projection(pooled) if self.joint else pooled
+    pooled = self.projection(pooled) if self.with_text else pooled
     return Features(pooled.astype(jnp.float32), stream.tokens, num_special=self.num_special)
-
-  def __call__(self, wave: jax.Array) -> Features:
-    """int16 or float [B, samples] -> Features, with no method between the layers."""
-    return self.pool(self.layers(self.stem(wave)))

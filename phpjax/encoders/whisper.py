@@ -28,6 +28,11 @@ class Whisper(Encoder):
   num_special: ClassVar[int] = 0
 
   @property
+  def joint(self) -> bool:
+    """Its counterpart is a decoder."""
+    return False
+
+  @property
   def num_tokens(self) -> int:
     """50 per second."""
     return round(self.seconds * 50)
@@ -61,10 +66,6 @@ class Whisper(Encoder):
     """Mean of the tokens after the last norm, and the raw last-layer tokens."""
     pooled = self.ln_post(stream.tokens).mean(axis=1)
     return Features(pooled.astype(jnp.float32), stream.tokens, num_special=self.num_special)
-
-  def __call__(self, wave: jax.Array) -> Features:
-    """int16 or float [B, samples] -> Features, with no method between the layers."""
-    return self.pool(self.layers(self.stem(wave)))
 
 
 def sinusoids(rng: jax.Array, shape: tuple[int, int]) -> jax.Array:

@@ -14,13 +14,27 @@ MODALITIES = ("visual", "audio", "text")
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """What a method needs to know of one encoder: plain numbers, so that nothing is hard-coded."""
+  """What a method needs to know of one encoder: plain numbers, so that nothing is hard-coded.
+
+  Attributes:
+    width, num_tokens: of the first layer; `uniform`: of all layers (HTS-AT's change from stage to stage).
+    joint: its features can be compared with another modality's and carry a temperature.
+  """
 
   width: int
   num_tokens: int
   num_heads: int
   depth: int
   embed_dim: int
+  uniform: bool = True
+  joint: bool = True
+
+  @classmethod
+  def of(cls, module: Any) -> Sizes:
+    """The sizes of an encoder."""
+    layers = {(module.layer_width(i), module.layer_tokens(i)) for i in range(module.depth)}
+    uniform = layers <= {(module.width, module.num_tokens)}
+    return cls(module.width, module.num_tokens, module.num_heads, module.depth, module.embed_dim, uniform, module.joint)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -82,6 +82,14 @@ class PHP(Method):
   def _phase_problems(self) -> list[str]:
     """What is wrong with the phases for these encoders."""
     visual, audio, found = self.backbone.visual, self.backbone.audio, []
+    encoders = {m: getattr(self.backbone, m) for m in ("visual", "audio", "text")}
+    if alone := [m for m, sizes in encoders.items() if m != "text" and not sizes.joint]:
+      found.append(f"compares features with class texts, but the encoder for {' and '.join(alone)} shares no space with text")
+    elif len({sizes.embed_dim for sizes in encoders.values()}) > 1:
+      shown = ", ".join(f"{m} {sizes.embed_dim}" for m, sizes in encoders.items())
+      found.append(f"compares features of all encoders and needs embeddings of one size, got {shown}")
+    if changing := [m for m, sizes in encoders.items() if not sizes.uniform]:
+      found.append(f"does not run yet on an encoder whose layers differ in width, as that for {changing[0]} does")
     if self.mid and visual.width != audio.width:
       found.append(
         f"shares its middle generators between modalities and needs equal widths, got visual {visual.width} and audio "
