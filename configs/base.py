@@ -92,6 +92,7 @@ def base() -> ConfigDict:
   c.data.toybox_seed = 0
   c.data.evaluation_split = "test"  # and "unseen" where the data has it; or "val", to choose settings on
   c.data.on_bad_clip = "error"  # or "skip": leave out clips that cannot be read, and list them
+  c.data.crop = False  # stretch pictures to a square (DG-SCT, PHP); True: resize the short side and cut out the middle (CLIP)
   c.data.num_threads = 2  # decoding
   c.data.cache_gb = 1.5  # decoded clips kept in memory
   c.data.labelled_seconds_only = True  # AVS training leaves out seconds without a mask (the release runs them for nothing)

@@ -113,10 +113,10 @@ class AVSBench(Dataset):
     """visual uint8 [T, H, W, 3], audio int16 [T, S] and label uint8 [T, H, W]; raises MediaError."""
     frames, masks = self._path("visual_frames", record), self._path("gt_masks", record)
     names = [f"{record.clip}_{k}.png" for k in range(1, self.seconds + 1)]
-    visual = np.stack([media_lib.read_image(frames / name, media.image_size) for name in names])
+    visual = np.stack([media_lib.read_image(frames / name, media) for name in names])
     label = np.zeros(visual.shape[:3], np.uint8)
     for k, name in enumerate(names[: record.masks]):
-      label[k] = media_lib.read_mask(masks / name, media.image_size)
+      label[k] = media_lib.read_mask(masks / name, media)
     return {"visual": visual, "audio": self._read_wave(self._wave(record), media), "label": label}
 
   def _zero_clip(self, media: Media) -> Example:

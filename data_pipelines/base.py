@@ -198,7 +198,7 @@ class Dataset:
       clip = media_lib.decode_clip(files[0], media, self.seconds, spread=self.spread)
       return {"visual": clip.visual, "audio": clip.audio}
     return {
-      "visual": media_lib.read_frames(files[0], media.image_size, self.seconds),
+      "visual": media_lib.read_frames(files[0], media, self.seconds),
       "audio": self._read_wave(files[1], media),
     }
 

@@ -142,10 +142,10 @@ def _check_end(path: Path | str, kind: str, end_s: float, promised_s: float, wan
     raise MediaError(path, f"is cut off: its {kind} ends at {end_s:.1f} s of {promised_s:.1f} s", AGAIN)
 
 
-def _convert(frames: list[av.VideoFrame], size: int) -> np.ndarray:
-  """Decoded frames -> uint8 [T, size, size, 3]; a frame shown twice is converted once."""
+def _convert(frames: list[av.VideoFrame], media: Media) -> np.ndarray:
+  """Decoded frames -> uint8 [T, H, W, 3]; a frame shown twice is converted once."""
   images = {id(frame): Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in frames}
-  images = {key: transforms.resize_image(image, size) for key, image in images.items()}
+  images = {key: transforms.resize_image(image, media.image_size, crop=media.crop) for key, image in images.items()}
   return np.stack([images[id(frame)] for frame in frames])
 
 
@@ -200,12 +200,12 @@ def decode_clip(path: Path | str, media: Media, seconds: int, *, spread: bool = 
       raise MediaError(path, f"its {'video' if nearest.last is None else 'audio'} track is empty", AGAIN)
     _check_end(path, "video", nearest.last_time, promised[0], float(starts[-1] + 0.5))
     _check_end(path, "audio", samples.end_s, promised[1], float(starts[-1] + 1))
-    visual = _convert(nearest.finish(), media.image_size)
+    visual = _convert(nearest.finish(), media)
   wave = samples.wave(media.sample_rate_hz)
   return Clip(visual, transforms.cut_seconds(wave, media.sample_rate_hz, starts), duration)
 
 
-def decode_video(path: Path | str, times: Sequence[float], image_size: int) -> tuple[np.ndarray, float]:
+def decode_video(path: Path | str, times: Sequence[float], media: Media) -> tuple[np.ndarray, float]:
   """Frames nearest to `times` (rising, in seconds) -> uint8 [len(times), H, W, 3] and the file's duration in
   seconds.
 
@@ -220,7 +220,7 @@ def decode_video(path: Path | str, times: Sequence[float], image_size: int) -> t
     if nearest.last is None:
       raise MediaError(path, "its video track is empty", AGAIN)
     _check_end(path, "video", nearest.last_time, _length_s(stream, duration), float(times[-1]))
-    return _convert(nearest.finish(), image_size), duration
+    return _convert(nearest.finish(), media), duration
 
 
 def decode_audio(path: Path | str, sample_rate_hz: int) -> np.ndarray:
@@ -258,17 +258,17 @@ def read_npy_wave(path: Path | str, sample_rate_hz: int) -> np.ndarray:
   return resample(wave / 32768 if whole or np.abs(wave).max() > 2 else wave, NPY_RATE_HZ, sample_rate_hz)
 
 
-def read_image(path: Path | str, image_size: int) -> np.ndarray:
+def read_image(path: Path | str, media: Media) -> np.ndarray:
   """jpg or png -> uint8 [H, W, 3], bicubic; raises MediaError."""
-  return transforms.resize_image(_load_image(path), image_size)
+  return transforms.resize_image(_load_image(path), media.image_size, crop=media.crop)
 
 
-def read_mask(path: Path | str, image_size: int) -> np.ndarray:
+def read_mask(path: Path | str, media: Media) -> np.ndarray:
   """Mask png (1-bit, palette, grey, colour) -> uint8 [H, W] in {0, 1}, nearest pixel; raises MediaError."""
   image = _load_image(path)
   if image.mode in ("LA", "RGBA", "PA"):
     image = image.convert("RGB")  # opaque alpha would read as foreground
-  return transforms.resize_mask(transforms.binarise(np.asarray(image)), image_size)
+  return transforms.resize_mask(transforms.binarise(np.asarray(image)), media.image_size, crop=media.crop)
 
 
 def _load_image(path: Path | str) -> Image.Image:
@@ -282,7 +282,7 @@ def _load_image(path: Path | str) -> Image.Image:
     raise MediaError(path, f"cannot be decoded as a picture ({error})".replace("\n", " "), AGAIN) from error
 
 
-def read_frames(folder: Path, image_size: int, seconds: int) -> np.ndarray:
+def read_frames(folder: Path, media: Media, seconds: int) -> np.ndarray:
   """A folder of numbered jpg or png frames -> uint8 [T, H, W, 3], T of them spread evenly over the folder.
 
   Raises:
@@ -294,5 +294,5 @@ def read_frames(folder: Path, image_size: int, seconds: int) -> np.ndarray:
     raise MediaError(folder, "holds no frames (jpg or png)", AGAIN)
   paths.sort(key=lambda p: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", p.name)])
   chosen = transforms.pick_files(len(paths), seconds)
-  pictures = {i: read_image(paths[i], image_size) for i in sorted(set(chosen))}
+  pictures = {i: read_image(paths[i], media) for i in sorted(set(chosen))}
   return np.stack([pictures[i] for i in chosen])

@@ -54,10 +54,12 @@ class Media:
   Attributes:
     image_size: height and width of every frame, in pixels.
     sample_rate_hz: audio samples per second.
+    crop: keep the aspect ratio and cut out the middle (CLIP) instead of stretching (DG-SCT, PHP).
   """
 
   image_size: int
   sample_rate_hz: int
+  crop: bool = False
 
   def __post_init__(self) -> None:
     if self.image_size < 1 or self.sample_rate_hz < 1:

@@ -23,12 +23,20 @@ def pick_files(count: int, wanted: int) -> np.ndarray:
   return np.linspace(0, count - 1, wanted).astype(np.int64)
 
 
-def resize_image(image: Image.Image, size: int) -> np.ndarray:
-  """Any Pillow image -> uint8 [size, size, 3]: bicubic, aspect ratio not kept (DG-SCT, PHP)."""
+def resize_image(image: Image.Image, size: int, *, crop: bool = False) -> np.ndarray:
+  """Any Pillow image -> uint8 [size, size, 3], bicubic; `crop` as in `square`."""
   rgb = image if image.mode == "RGB" else image.convert("RGB")
-  if rgb.size != (size, size):
-    rgb = rgb.resize((size, size), Image.Resampling.BICUBIC)
-  return np.asarray(rgb, np.uint8)
+  return np.asarray(square(rgb, size, Image.Resampling.BICUBIC, crop=crop), np.uint8)
+
+
+def square(image: Image.Image, size: int, resample: Image.Resampling, *, crop: bool) -> Image.Image:
+  """size x size: stretched, aspect ratio not kept (DG-SCT, PHP); or, with `crop`, the middle of the picture whose short side
+  was resized (CLIP)."""
+  short = min(image.size)
+  wanted = tuple(int(size * side / short) for side in image.size) if crop else (size, size)
+  image = image if image.size == wanted else image.resize(wanted, resample)
+  left, top = ((side - size) // 2 for side in wanted)
+  return image.crop((left, top, left + size, top + size)) if wanted != (size, size) else image
 
 
 def binarise(mask: np.ndarray) -> np.ndarray:
@@ -44,11 +52,9 @@ def binarise(mask: np.ndarray) -> np.ndarray:
   )
 
 
-def resize_mask(mask: np.ndarray, size: int) -> np.ndarray:
-  """uint8 [H, W] -> uint8 [size, size], nearest neighbour, so that no new values appear."""
-  if mask.shape == (size, size):
-    return mask
-  return np.asarray(Image.fromarray(mask).resize((size, size), Image.Resampling.NEAREST), np.uint8)
+def resize_mask(mask: np.ndarray, size: int, *, crop: bool = False) -> np.ndarray:
+  """uint8 [H, W] -> uint8 [size, size], nearest neighbour, so that no new values appear; `crop` as in `square`."""
+  return np.asarray(square(Image.fromarray(mask), size, Image.Resampling.NEAREST, crop=crop), np.uint8)
 
 
 def to_int16(wave: np.ndarray) -> np.ndarray:

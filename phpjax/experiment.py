@@ -50,7 +50,7 @@ class Experiment:
   @property
   def media(self) -> Media:
     """How clips are decoded for these encoders."""
-    return Media(self.encoders["visual"].module.image_size, self.encoders["audio"].module.sample_rate_hz)
+    return Media(self.encoders["visual"].module.image_size, self.encoders["audio"].module.sample_rate_hz, self.config.data.crop)
 
   def key(self, *names: str) -> jax.Array:
     """A random key for a named purpose: a pure function of the seed."""

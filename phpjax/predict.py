@@ -204,12 +204,11 @@ class Predictor:
     return features[0] if one else features
 
   def _picture(self, image: Path | np.ndarray) -> np.ndarray:
-    size = self.media.image_size
     if isinstance(image, np.ndarray):
       if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise UserError(f"a picture must be a file or uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-      return transforms.resize_image(Image.fromarray(image), size)
-    return _user(lambda: media_lib.read_image(image, size))
+      return transforms.resize_image(Image.fromarray(image), self.media.image_size, crop=self.media.crop)
+    return _user(lambda: media_lib.read_image(image, self.media))
 
   def encode_audio(self, sounds: Path | np.ndarray | Sequence[Path | np.ndarray]) -> np.ndarray:
     """Sounds -> unit features in the joint space, float32 [E] for one, [N, E] for several.
@@ -299,11 +298,11 @@ def read_clip(task: str, seconds: int, media: Media, video: Path, audio: Path | 
   wave = read_sound(audio, media.sample_rate_hz)
   if pathlib.Path(video).is_dir():
     starts = transforms.pick_seconds(len(wave) / media.sample_rate_hz, seconds, spread=spread)
-    visual = media_lib.read_frames(pathlib.Path(video), media.image_size, seconds)
+    visual = media_lib.read_frames(pathlib.Path(video), media, seconds)
   else:
-    _, duration = media_lib.decode_video(video, [0.0], media.image_size)  # which seconds to show depends on the length
+    _, duration = media_lib.decode_video(video, [0.0], media)  # which seconds to show depends on the length
     starts = transforms.pick_seconds(duration, seconds, spread=spread)
-    visual, _ = media_lib.decode_video(video, starts + 0.5, media.image_size)
+    visual, _ = media_lib.decode_video(video, starts + 0.5, media)
   return {"visual": visual, "audio": transforms.cut_seconds(wave, media.sample_rate_hz, starts)}
 
 

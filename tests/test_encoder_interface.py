@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import small
 
-from phpjax.encoders import AST, BERT, HTSAT, CLIPVision, DINOv2, Whisper, pretrained
+from phpjax.encoders import AST, BERT, HTSAT, CLIPVision, DINOv2, Whisper, pretrained, vit
 from phpjax.encoders.base import attend
 from phpjax.encoders.htsat import WindowAttention, from_windows, to_windows
 from phpjax.methods.prompts import Prefix
@@ -168,3 +168,11 @@ def test_attention_has_the_gradient_of_the_plain_formula():
   half = [x.astype(jnp.bfloat16) for x in inputs]
   assert attend(*half, None).dtype == jnp.bfloat16
   np.testing.assert_allclose(attend(*half, None).astype(jnp.float32), plain(*inputs), atol=0.05)
+
+
+def test_pictures_of_another_size_are_resized_on_the_device():
+  module = MODULES["clip"]
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 24, 40, 3), np.uint8)
+  params = module.init(jax.random.key(0), pixels)["params"]
+  run = lambda x: module.apply({"params": params}, x).tokens
+  np.testing.assert_array_equal(run(pixels), run(vit.resize_pixels(pixels, module.image_size)))

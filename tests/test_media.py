@@ -65,7 +65,7 @@ def test_sound_that_starts_late_stays_in_its_seconds(tmp_path):
 
 
 def test_decode_video_gives_frames_at_times_and_the_duration(clip):
-  frames, duration = media.decode_video(clip, [2.1, 2.2, 7.6], 16)
+  frames, duration = media.decode_video(clip, [2.1, 2.2, 7.6], MEDIA)
   np.testing.assert_allclose(reds(frames), fabricate.levels(10)[[2, 2, 7]], atol=6)
   assert duration == pytest.approx(10, abs=0.1)
 
@@ -180,11 +180,23 @@ def test_masks_agree_however_they_are_stored(tmp_path):
   for name, image in images.items():
     path = tmp_path / f"{name.replace('/', '_')}.png"
     image.save(path)
-    np.testing.assert_array_equal(media.read_mask(path, 20), truth, err_msg=name)
-  small = media.read_mask(path, 7)
+    np.testing.assert_array_equal(media.read_mask(path, Media(20, 8000)), truth, err_msg=name)
+  small = media.read_mask(path, Media(7, 8000))
   assert small.shape == (7, 7) and set(np.unique(small)) <= {0, 1}
   Image.new("L", (20, 20)).save(tmp_path / "black.png")
-  assert not media.read_mask(tmp_path / "black.png", 20).any()
+  assert not media.read_mask(tmp_path / "black.png", Media(20, 8000)).any()
+
+
+def test_crops_keep_the_aspect_ratio_and_the_middle(tmp_path):
+  wide = np.zeros((20, 60, 3), np.uint8)
+  wide[:, 20:40] = 200  # the middle third, a square
+  Image.fromarray(wide).save(tmp_path / "wide.png")
+  Image.fromarray(wide[..., 0]).save(tmp_path / "mask.png")
+  stretched, cropped = (media.read_image(tmp_path / "wide.png", Media(10, 8000, crop)) for crop in (False, True))
+  assert stretched.shape == cropped.shape == (10, 10, 3)
+  assert (cropped[:, 2:-2] == 200).all() and cropped.min() > 150 and not stretched[:, :2].any() and not stretched[:, -2:].any()
+  assert media.read_mask(tmp_path / "mask.png", Media(10, 8000, crop=True)).all()
+  assert media.read_mask(tmp_path / "mask.png", Media(10, 8000)).mean() == 0.4
 
 
 def test_soft_edges_of_masks_are_cut_at_half():
@@ -194,8 +206,8 @@ def test_soft_edges_of_masks_are_cut_at_half():
 def test_frame_folders_are_sorted_by_number(tmp_path):
   folder = fabricate.write_frames(tmp_path / "frames", 20, "{}.jpg")
   (folder / "notes.txt").write_text("not a frame")
-  got = media.read_frames(folder, 8, 10)
-  assert got.shape == (10, 8, 8, 3)
+  got = media.read_frames(folder, MEDIA, 10)
+  assert got.shape == (10, 16, 16, 3)
   expected = 10 * (1 + np.linspace(0, 19, 10).astype(int))
   np.testing.assert_allclose(got[:, 4, 4, 0], expected, atol=2)
 
@@ -204,9 +216,9 @@ def test_broken_pictures_are_named(tmp_path):
   folder = fabricate.write_frames(tmp_path / "frames", 10)
   cut(folder / "00000003.jpg", folder / "00000003.jpg", 0.5)
   with pytest.raises(MediaError, match=r"00000003\.jpg: cannot be decoded as a picture"):
-    media.read_frames(folder, 8, 10)
+    media.read_frames(folder, MEDIA, 10)
   with pytest.raises(MediaError, match="holds no frames"):
-    media.read_frames(tmp_path / "nothing", 8, 10)
+    media.read_frames(tmp_path / "nothing", MEDIA, 10)
 
 
 def test_a_clip_decodes_in_milliseconds(tmp_path):

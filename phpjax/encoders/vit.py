@@ -54,7 +54,9 @@ class Patches(Encoder):
     self.position_embedding = self.param("position_embedding", nn.initializers.normal(0.02), (self.num_tokens, self.width))
 
   def stem(self, pixels: jax.Array) -> Stream:
-    """uint8 [B, H, W, 3] -> tokens [B, 1 + patches, D], class token first."""
+    """uint8 [B, H, W, 3] -> tokens [B, 1 + patches, D], class token first; pictures of another size are resized."""
+    if pixels.shape[1:3] != (self.image_size, self.image_size):
+      pixels = resize_pixels(pixels, self.image_size)
     return self.embed_pixels(normalise(pixels, self.statistics))
 
   def embed_pixels(self, pixels: jax.Array) -> Stream:
