@@ -1,10 +1,29 @@
-"""Every field that the code reads, set once; and the variants that all experiments share."""
+"""Every field that the code reads, set once; and the variants that the experiments share.
+
+A variant is a size, then what is changed, joined by "+": `toybox+no_shallow`, `released+ave_avvp_avqa`; without a size it is
+`full`. configs/php_avqa.py lists them.
+"""
 
 from __future__ import annotations
 
-from ml_collections import ConfigDict
+import re
 
-VARIANTS = ("full", "toybox", "tiny")
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+SIZES = ("full", "toybox", "tiny")
+PHP_SIZES = (*SIZES, "released", "released_toybox")
+ORDERS = {
+  "ave_avvp_avqa": ("ave", "avvp", "avqa"),  # the release's only config
+  "ave_avqa_avvp": ("ave", "avqa", "avvp"),  # the other one that its README names
+  "reversed": ("avqa", "avs", "avvp", "ave"),
+}
+ENCODERS = {
+  "ast": {"audio": "ast_base"},
+  "clip_b16": {"visual": "clip_vit_b16", "text": "clip_text_b16"},
+}
+PHASES = {"shallow": "shallow", "middle": "mid", "deep": "deep"}  # what the paper calls them -> what the config does
+PHASE_CHANGES = ("no_PHASE", "only_PHASE", "PHASE_FIRST_LAST", "deep_length_N")
 
 # Sizes of PHP's modules. Full: the release's. Nano and tiny encoders have narrower layers and so smaller prompts.
 _PHP = {
@@ -14,48 +33,55 @@ _PHP = {
   "beta": 0.05,
   "gamma": 0.01,
   "num_context": 4,
-  "warm_start": True,
   "class_weight": 5.0,
   "audio_to_visual_weight": 2.0,
   "visual_to_audio_weight": 1.5,
 }
-PHP = {
+_PHASES = {"shallow": (0, 1), "mid": (3, 4), "deep": (5, 6, 7, 8, 9, 10, 11)}
+_PHP_OF_SIZE = {
   "full": {
-    **_PHP,
+    **_PHASES,
     "num_mid_prompts": 32,
     "codebook_size": 256,
     "generator_depth": 3,
     "deep_length": 10,
     "num_latents": 32,
-    "shallow": (0, 1),
-    "mid": (3, 4),
-    "deep": (5, 6, 7, 8, 9, 10, 11),
-    "audio_logit_scale": "released",
   },
   "toybox": {
-    **_PHP,
+    **_PHASES,
     "num_mid_prompts": 8,
     "codebook_size": 16,
     "generator_depth": 1,
     "deep_length": 4,
     "num_latents": 8,
-    "shallow": (0, 1),
-    "mid": (3, 4),
-    "deep": (5, 6, 7, 8, 9, 10, 11),
-    "audio_logit_scale": "exp",
-  },  # the nano audio tower was trained with the exponential
+    "audio_logit_scale": "exp",  # the nano audio tower was trained with the exponential
+  },
   "tiny": {
-    **_PHP,
+    "shallow": (0,),
+    "mid": (1,),
+    "deep": (2,),
     "num_mid_prompts": 4,
     "codebook_size": 8,
     "generator_depth": 1,
     "deep_length": 2,
     "num_latents": 4,
-    "shallow": (0,),
-    "mid": (1,),
-    "deep": (2,),
     "audio_logit_scale": "exp",
   },
+}
+# Empty until phpjax/compat.py, which documents them, fills them in after the command line has had its say.
+_PHP_COMPAT = {
+  "write_back": bool,
+  "gate_audio": bool,
+  "deep_layout": str,
+  "deep_audio": bool,
+  "deep_select": str,
+  "deep_pool": int,
+  "warm_start": bool,
+  "audio_noise": bool,
+  "train_mode_at_test": bool,
+  "mixup": bool,
+  "audio_logit_scale": str,
+  "audio_repeats": str,
 }
 
 
@@ -73,6 +99,7 @@ def base() -> ConfigDict:
   c.mesh = (-1, 1)  # devices along (data, fsdp); -1: all that are left
   c.resume = True  # continue a workdir that holds checkpoints
   c.log_every_steps = 10
+  c.remat = False  # True computes activations again for the gradient instead of keeping them: less memory, more time
   c.compile_effort = 3  # LLVM's optimisation level on CPU, 0 to 3: less compiles faster and runs slower
   c.encoder_dtype = "auto"  # bfloat16 on accelerators, float32 on CPU
 
@@ -80,11 +107,13 @@ def base() -> ConfigDict:
 
   c.encoders = ConfigDict(
     {  # weights: a folder written by phpjax.convert
-      "visual": {"name": "clip_vit_b32", "weights": ""},
-      "audio": {"name": "ast_base", "weights": ""},
+      "visual": {"name": "clip_vit_b32", "weights": "", "statistics": placeholder(str)},
+      "audio": {"name": "htsat_tiny", "weights": "", "mel_source": placeholder(str)},
       "text": {"name": "clip_text_b32", "weights": ""},
+      "audio_text": {"name": "roberta_base", "weights": ""},  # class texts for the audio side; without it `text` reads both
     }
   )
+  c.protocol = ConfigDict({"avvp": placeholder(str)})  # how a task is learned and scored, where there is more than one way
 
   c.data = ConfigDict()
   c.data.root = ""  # holds AVE, LLP, AVSBench, MUSIC-AVQA; empty with toybox: a cache folder of the user
@@ -99,14 +128,18 @@ def base() -> ConfigDict:
   c.data.questions_per_clip = 1  # questions that share one encoding of their clip; batch_size counts clips then
 
   c.opt = ConfigDict(
-    {  # Adam, decoupled weight decay, one setting per label of phpjax/partition.py
+    {  # Adam, one setting per label of phpjax/partition.py
       "shared": {"lr": 3e-4, "weight_decay": 0.0},
       "prompts": {"lr": 3e-4, "weight_decay": 0.0},
       "head": {"lr": 3e-4, "weight_decay": 1e-5},
+      "reference_batch_size": 2,  # the rates are PHP's, for this batch size
+      "lr_scaling": "sqrt",  # of batch_size / reference_batch_size, Adam's rule (arXiv 2205.10287); or "linear", "none"
       "b1": 0.9,
       "b2": 0.999,
       "eps": 1e-8,
-      "clip_norm": 0.5,  # of the gradient, per label
+      "decay": placeholder(str),
+      "clip": placeholder(str),
+      "clip_norm": 0.5,  # of the gradient
       "min_scale": 1 / 300,  # the cosine ends at this share of the rate (3e-4 -> 1e-6)
       "later_shared_scale": 1.0,  # slows the shared parameters down after the first task
     }
@@ -128,6 +161,7 @@ def nano(c: ConfigDict) -> ConfigDict:
   c.compile_effort = 1
   for label in ("shared", "prompts", "head"):
     c.opt[label].lr = 2e-3
+  c.opt.lr_scaling = "none"  # that is the rate of this batch size
   c.opt.clip_norm = 1.0
   c.opt.later_shared_scale = 0.03
   return c
@@ -146,8 +180,86 @@ def tiny(c: ConfigDict) -> ConfigDict:
   return c
 
 
-def choose(c: ConfigDict, variant: str) -> ConfigDict:
-  """Applies a variant; raises ValueError for an unknown one."""
-  if variant not in VARIANTS:
-    raise ValueError(f"unknown variant {variant!r}; known: {', '.join(VARIANTS)}")
-  return {"full": lambda c: c, "toybox": nano, "tiny": tiny}[variant](c)
+def php(variant: str, name: str = "php") -> ConfigDict:
+  """An experiment with PHP's modules: the method `php`, or another one that has them."""
+  size, changes = split(variant, PHP_SIZES)
+  modules = {"released": "full", "released_toybox": "toybox"}.get(size, size)
+  c = sized(modules)
+  empty = {option: placeholder(kind) for option, kind in _PHP_COMPAT.items()}  # made anew: placeholders remember their value
+  c.method = ConfigDict({"name": name, "compat": "paper", **_PHP, **empty, **_PHP_OF_SIZE[modules]})
+  if size.startswith("released"):
+    release(c)
+  return changed(c, changes, PHP_SIZES)
+
+
+def release(c: ConfigDict) -> ConfigDict:
+  """What the release does and, at full size, how it trains: a batch of two, its rates, every frame and question by itself.
+
+  Evaluation stays batched, where the release takes clip by clip. The toybox keeps its rates, batch, epochs and data, so that
+  it differs from `toybox` in compat and in decaying all that learns.
+  """
+  c.method.compat = "released"
+  for label in ("shared", "prompts", "head"):
+    c.opt[label].weight_decay = 1e-5
+  if not c.data.toybox:
+    c.batch_size, c.opt.lr_scaling = 2, "none"
+    c.data.labelled_seconds_only = False
+  return c
+
+
+# -- variants ----------------------------------------------------------------------------------------------------
+
+
+def experiment(variant: str) -> ConfigDict:
+  """An experiment without PHP's modules, as `base` has it."""
+  size, changes = split(variant, SIZES)
+  return changed(sized(size), changes, SIZES)
+
+
+def sized(size: str) -> ConfigDict:
+  """What all methods share at a size of `SIZES`."""
+  return {"full": lambda c: c, "toybox": nano, "tiny": tiny}[size](base())
+
+
+def split(variant: str, sizes: tuple[str, ...]) -> tuple[str, list[str]]:
+  """ "toybox+no_deep" -> ("toybox", ["no_deep"]); `full` where no size comes first."""
+  first, *rest = variant.split("+")
+  return (first, rest) if first in sizes else ("full", [first, *rest])
+
+
+def changed(c: ConfigDict, words: list[str], sizes: tuple[str, ...]) -> ConfigDict:
+  """Applies the words behind the size in their order; raises ValueError for an unknown one, naming all there are."""
+  for word in words:
+    if word in ORDERS:
+      c.tasks = ORDERS[word]
+    elif word in ENCODERS:
+      change_encoders(c, word)
+    elif not ("deep" in c.method and change_phases(c, word)):
+      known = [*ORDERS, *ENCODERS, *(PHASE_CHANGES if "deep" in c.method else ())]
+      raise ValueError(
+        f"unknown variant {word!r}; a variant is {', '.join(sizes)}, or one of these with +CHANGE behind it: {', '.join(known)}"
+      )
+  return c
+
+
+def change_encoders(c: ConfigDict, word: str) -> None:
+  """Other encoders of full size; raises ValueError at another size."""
+  if c.data.toybox:
+    raise ValueError(f"the variant {word!r} changes encoders of full size, and the toybox has its own: leave one of them out")
+  for entry, name in ENCODERS[word].items():
+    c.encoders[entry].name = name
+
+
+def change_phases(c: ConfigDict, word: str) -> bool:
+  """PHP without a phase, with other layers or longer prompts; False if that is not what `word` says."""
+  if match := re.fullmatch("(no|only)_(shallow|middle|deep)", word):
+    for name, field in PHASES.items():
+      if (name == match[2]) == (match[1] == "no"):
+        c.method[field] = ()
+  elif match := re.fullmatch(r"deep_length_([1-9]\d*)", word):
+    c.method.deep_length = int(match[1])
+  elif match := re.fullmatch(r"(shallow|middle|deep)_(\d+)_(\d+)", word):
+    layers = tuple(range(int(match[2]), int(match[3]) + 1))
+    c.method[PHASES[match[1]]] = layers
+    return bool(layers)
+  return match is not None

@@ -1,27 +1,34 @@
-"""Measures frozen encoders on this machine, one row of a table each.
+"""Measures frozen encoders, or the training steps of an experiment, on this machine, one row of a table each.
 
   python -m phpjax.bench --encoders=clip_vit_b32,htsat_tiny
+  python -m phpjax.bench --config=configs/php_avqa.py --config.batch_size=1 --config.eval_batch_size=1 [--out=FILE]
 
-Weights are random numbers written to a temporary folder and opened as published ones are. Columns: parameters; tokens per
-second of media (per picture, per text); GFLOP of a forward pass of one second, picture or text; seconds to open the weights
+Training steps: operations of the compiled step, seconds of a step and of an evaluated clip (medians), and the memory of a
+process that found its programs compiled; see phpjax/bench_steps.py.
+
+Encoders: weights are random numbers written to a temporary folder and opened as published ones are. Columns: parameters; tokens
+per second of media (per picture, per text); GFLOP of a forward pass of one second, picture or text; seconds to open the weights
 (the better of two); examples per second at --batch_size, the median of --repeats runs.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import pathlib
-import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
+from ml_collections import ConfigDict, config_flags
 
-from phpjax import cli
+from phpjax import bench_steps, cli, compat
+from phpjax.bench_steps import median
 from phpjax.encoders import ENCODERS, make_encoder, pretrained
 from phpjax.encoders.tokenizer import word_tokenizer
 from phpjax.errors import UserError
@@ -59,7 +66,7 @@ def measure(name: str, batch_size: int, repeats: int) -> dict[str, Any]:
     "tokens": f"{tokens / duration:.0f}",
     "GFLOP": f"{one.cost_analysis()['flops'] / duration / 1e9:.2f}",
     "load s": f"{min(seconds):.2f}",
-    "examples/s": f"{batch_size / _median(lambda: forward(encoder.params, batch), repeats):.1f}",
+    "examples/s": f"{batch_size / median(lambda: forward(encoder.params, batch), repeats):.1f}",
   }
 
 
@@ -72,22 +79,14 @@ def layer_by_layer(module: Any, params: Any, x: jax.Array) -> jax.Array:
   return bound.pool(stream).pooled
 
 
-def _median(run: Any, repeats: int) -> float:
-  """Seconds of a call, compiled before."""
-  jax.block_until_ready(run())
-  seconds = []
-  for _ in range(repeats):
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    seconds.append(time.perf_counter() - start)
-  return statistics.median(seconds)
-
-
 def main(argv: list[str]) -> None:
   """Command line."""
   values = flags.FlagValues()  # its own: those of another command stay as they are
+  holder = config_flags.DEFINE_config_file("config", None, "An experiment: measure its training steps.", flag_values=values)
+  flags.DEFINE_string("out", None, "With --config: a file for the table as JSON.", flag_values=values)
+  flags.DEFINE_string("only", None, "With --config: one task, measured in this process.", flag_values=values)
   flags.DEFINE_list("encoders", None, f"Names of {', '.join(ENCODERS)}; without it all published ones.", flag_values=values)
-  flags.DEFINE_integer("batch_size", 8, "Examples at once.", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("batch_size", 8, "Examples at once, of encoders.", lower_bound=1, flag_values=values)
   flags.DEFINE_integer("repeats", 5, "Runs that are timed.", lower_bound=1, flag_values=values)
   rest, given = cli.parse_flags(argv, __doc__, values)[1:], values.flag_values_dict()
   chosen = given["encoders"] or [name for name in ENCODERS if not name.startswith(("nano", "tiny"))]
@@ -95,10 +94,31 @@ def main(argv: list[str]) -> None:
   problems += [f"unknown argument {word}" for word in rest]
   if problems:
     raise UserError("; ".join(problems))
-  print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-  for name in chosen:
-    row = measure(name, given["batch_size"], given["repeats"])
-    print(f"| {' | '.join(row[column] for column in COLUMNS)} |", flush=True)
+  if values["config"].present:
+    measure_steps(compat.resolve(cli.open_config(holder)), argv[1:], given)
+  else:
+    show(COLUMNS, (measure(name, given["batch_size"], given["repeats"]) for name in chosen))
+
+
+def measure_steps(config: ConfigDict, arguments: list[str], given: dict[str, Any]) -> None:
+  """The table of an experiment's tasks, or one task's numbers as JSON."""
+  cli.use_compile_cache()
+  if given["only"]:
+    print(json.dumps(bench_steps.measure(config, given["only"], given["repeats"])))
+    return
+  rows = show(bench_steps.COLUMNS, bench_steps.table(config, arguments, given["repeats"]))
+  if given["out"]:
+    bench_steps.save(rows, given["out"])
+
+
+def show(columns: Sequence[str], rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+  """Prints rows as they come, as a table in Markdown, and gives them back."""
+  print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+  shown = []
+  for row in rows:
+    print(f"| {' | '.join(row[column] for column in columns)} |", flush=True)
+    shown.append(row)
+  return shown
 
 
 if __name__ == "__main__":

@@ -9,20 +9,22 @@ from ml_collections import ConfigDict
 
 from data_pipelines import DataError, Dataset
 from data_pipelines.toybox import compose
-from phpjax import backend, experiment, model, sharding
+from phpjax import backend, compat, experiment, model, sharding
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.encoders import ENCODERS, pretrained
 from phpjax.errors import UserError
 from phpjax.methods import METHODS
 
-REQUIRED = ("seed", "tasks", "batch_size", "num_epochs", "epoch_factor", "mesh", "method", "encoders", "data", "opt")
+REQUIRED = ("seed", "tasks", "batch_size", "num_epochs", "epoch_factor", "mesh")
+REQUIRED += ("method", "encoders", "protocol", "data", "opt")
 
 
 def problems(config: ConfigDict) -> list[str]:
-  """Everything that is wrong or missing, one line each; empty when a run can start."""
+  """Everything that is wrong or missing in a resolved config, one line each; empty when a run can start."""
   if missing := [field for field in REQUIRED if field not in config]:
     return [f"--config is no experiment of phpjax.main: it has no {', '.join(missing)} (see configs/php_avqa.py)"]
-  return [*_choices(config), *_numbers(config), *_devices(config), *_encoders(config), *_method(config), *_data(config)]
+  found = [*_choices(config), *compat.problems(config), *_numbers(config), *_devices(config)]
+  return [*found, *_encoders(config), *_method(config), *_data(config)]
 
 
 def _choices(config: ConfigDict) -> Iterator[str]:
@@ -32,7 +34,6 @@ def _choices(config: ConfigDict) -> Iterator[str]:
     ("on_nonfinite", config.on_nonfinite, ("stop", "skip")),
     ("encoder_dtype", config.encoder_dtype, backend.ENCODER_DTYPES),
     ("compile_effort", config.compile_effort, (0, 1, 2, 3)),
-    ("method.compat", config.method.compat, ("paper",)),
     ("data.toybox", config.data.toybox, ("", *compose.SIZES)),
     ("data.on_bad_clip", config.data.on_bad_clip, ("error", "skip")),
     ("data.evaluation_split", config.data.evaluation_split, ("test", "val")),
@@ -56,6 +57,7 @@ def _numbers(config: ConfigDict) -> Iterator[str]:
     ("data.questions_per_clip", config.data.questions_per_clip, 1),
     ("data.cache_gb", config.data.cache_gb, 0),
     ("data.toybox_seed", config.data.toybox_seed, 0),
+    ("opt.reference_batch_size", config.opt.reference_batch_size, 1),
   ):
     if value < least:
       yield f"{field}={value} must be at least {least}"
@@ -74,12 +76,13 @@ def _devices(config: ConfigDict) -> Iterator[str]:
 
 def _encoders(config: ConfigDict) -> Iterator[str]:
   """Names, and weights that are not there."""
-  for modality, encoder in config.encoders.items():
+  for entry, encoder in config.encoders.items():
+    modality = experiment.modality_of(entry)
     if encoder.name not in ENCODERS:
-      yield f"unknown encoder {encoder.name!r} for {modality}; known: {', '.join(sorted(ENCODERS))}"
+      yield f"unknown encoder {encoder.name!r} for {entry}; known: {', '.join(sorted(ENCODERS))}"
     elif ENCODERS[encoder.name][0].modality != modality:
       fitting = sorted(name for name, (kind, _) in ENCODERS.items() if kind.modality == modality)
-      yield f"encoders.{modality}.name={encoder.name!r} is no {modality} encoder; those are {', '.join(fitting)}"
+      yield f"encoders.{entry}.name={encoder.name!r} is no {modality} encoder; those are {', '.join(fitting)}"
     elif missing := pretrained.missing_weights(encoder.name, encoder.weights):
       yield missing
 
@@ -88,10 +91,12 @@ def _method(config: ConfigDict) -> Iterator[str]:
   """The method's name, and whether its options fit the encoders."""
   if config.method.name not in METHODS:
     yield f"unknown method {config.method.name!r}; known: {', '.join(sorted(METHODS))}"
-  elif all(e.name in ENCODERS and ENCODERS[e.name][0].modality == m for m, e in config.encoders.items()):
+  elif all(
+    e.name in ENCODERS and ENCODERS[e.name][0].modality == experiment.modality_of(m) for m, e in config.encoders.items()
+  ):
     try:
-      modules = {m: pretrained.module_of(e.name, e.weights, **experiment.sizes_of(e)) for m, e in config.encoders.items()}
-      model.layer_map({m: module for m, module in modules.items() if m != "text"})
+      modules = experiment.modules_of(config)
+      model.layer_map({m: module for m, module in modules.items() if module.modality != "text"})
       experiment.method_of(config, modules)
     except (TypeError, ValueError) as error:  # TypeError: a size that the encoder does not have
       yield str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 import zlib
@@ -22,6 +23,7 @@ from phpjax.methods import METHODS, Backbone, Method, Sizes, make_method
 from phpjax.tasks import Task
 
 Tree = dict[str, Any]
+ONLY_CONSTANTS = {"audio_text": "text"}  # encoders that are read once per task only, and what goes into them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Experiment:
 
   Attributes:
     config: the resolved config.
-    encoders: {modality: Pretrained}.
+    encoders: {modality: Pretrained}, those that run in every step.
+    weights: {modality: name and sha256}, of all encoders.
     method: the continual method.
     tasks: {name: Task} in learning order.
     infos: {name: TaskInfo}.
@@ -38,6 +41,7 @@ class Experiment:
 
   config: ConfigDict
   encoders: dict[str, pretrained.Pretrained]
+  weights: dict[str, dict[str, str]]
   method: Method
   tasks: dict[str, Task]
   infos: dict[str, TaskInfo]
@@ -51,6 +55,12 @@ class Experiment:
   def media(self) -> Media:
     """How clips are decoded for these encoders."""
     return Media(self.encoders["visual"].module.image_size, self.encoders["audio"].module.sample_rate_hz, self.config.data.crop)
+
+  @functools.cached_property
+  def constants(self) -> dict[str, Tree]:
+    """{task name: what it needs of the encoders once}; encoders that nothing else needs are opened for it and closed again."""
+    opened = {m: load(self.config, m) for m in self.config.encoders if m in ONLY_CONSTANTS}
+    return {name: jax.device_get(task.constants({**self.encoders, **opened})) for name, task in self.tasks.items()}
 
   def key(self, *names: str) -> jax.Array:
     """A random key for a named purpose: a pure function of the seed."""
@@ -126,6 +136,18 @@ def data_identity(config: ConfigDict, datasets: dict[str, Dataset], infos: dict[
   return identity
 
 
+def load(config: ConfigDict, name: str, sharding: Any = None) -> pretrained.Pretrained:
+  """Opens the encoder called `name` in the config; raises ValueError and OSError."""
+  e, dtype = config.encoders[name], backend.encoder_dtype(config.encoder_dtype)
+  options = {"dtype": dtype, "seed": config.seed, "sharding": sharding, **sizes_of(e)}
+  return pretrained.load(e.name, e.weights, modality=modality_of(name), **options)
+
+
+def modality_of(name: str) -> str:
+  """What goes into the encoder called `name` in a config."""
+  return ONLY_CONSTANTS.get(name, name)
+
+
 def sizes_of(encoder: ConfigDict) -> dict[str, Any]:
   """The fields of an encoder's config beside name and weights: sizes that replace the table's, as image_size or seconds."""
   return {name: value for name, value in encoder.items() if name not in ("name", "weights")}
@@ -133,22 +155,30 @@ def sizes_of(encoder: ConfigDict) -> dict[str, Any]:
 
 def build(config: ConfigDict, infos: dict[str, TaskInfo], sharding: Any = None) -> Experiment:
   """Opens the encoders, their weights placed by `sharding`, and makes tasks and method; raises UserError."""
-  options = {"dtype": backend.encoder_dtype(config.encoder_dtype), "seed": config.seed, "sharding": sharding}
   try:
-    encoders = {m: pretrained.load(e.name, e.weights, modality=m, **options, **sizes_of(e)) for m, e in config.encoders.items()}
-    modules = {m: e.module for m, e in encoders.items()}
+    encoders = {m: load(config, m, sharding) for m in config.encoders if m not in ONLY_CONSTANTS}
+    weights = {m: {"name": e.name, "sha256": e.sha256} for m, e in encoders.items()}
+    for m, e in ((m, e) for m, e in config.encoders.items() if m in ONLY_CONSTANTS):
+      weights[m] = {"name": e.name, "sha256": pretrained.identity(e.name, e.weights, config.seed)}
+    modules = modules_of(config)
     method = method_of(config, modules)
-    tasks = {name: BENCHMARKS[name].make_task(info, modules) for name, info in infos.items()}
+    protocol = config.get("protocol", {})
+    tasks = {name: BENCHMARKS[name].make_task(info, modules, protocol.get(name, "official")) for name, info in infos.items()}
   except (ValueError, OSError) as error:
     raise UserError(str(error)) from error
-  return Experiment(config, encoders, method, tasks, infos)
+  return Experiment(config, encoders, weights, method, tasks, infos)
+
+
+def modules_of(config: ConfigDict) -> Tree:
+  """{name: linen module} of all encoders of a config, without weights; raises ValueError and TypeError."""
+  return {m: pretrained.module_of(e.name, e.weights, **sizes_of(e)) for m, e in config.encoders.items()}
 
 
 def method_of(config: ConfigDict, modules: Tree) -> Method:
   """The method for these encoders {modality: module}; raises ValueError for options that do not fit them."""
   sizes = {m: Sizes.of(module) for m, module in modules.items()}
   options = {k: v for k, v in config.method.items() if k not in ("name", "compat")}
-  return make_method(config.method.name, Backbone(**sizes), **options)
+  return make_method(config.method.name, Backbone(**sizes), remat=config.remat, **options)
 
 
 def listing() -> str:

@@ -15,7 +15,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import flags
 from ml_collections import config_flags
 
-from phpjax import checks, cli, experiment, results, run, train
+from phpjax import checks, cli, compat, experiment, results, run, train
 from phpjax.errors import UserError
 
 EXIT_STOPPED = 42
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
   if _CONFIG.value is None:
     raise UserError("--config is missing: for example --config=configs/php_avqa.py:toybox")
   cli.use_compile_cache()
-  config = cli.open_config(_CONFIG)
+  config = compat.resolve(cli.open_config(_CONFIG))
   needs_workdir = _MODE.value != "dry_run"
   found = checks.problems(config) + (["--workdir is missing"] if needs_workdir and not _WORKDIR.value else [])
   if found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -36,26 +37,30 @@ def forward(
     rng: for dropout and the like, None at evaluation.
     train: whether this is a training step.
   """
+  kept = jax.checkpoint if method.remat else lambda f: f
   modules = {m: e.bind({"params": frozen["encoders"][m]}) for m, e in encoders.items() if m in batch}
   query = _query(encoders, method, task, trainable, frozen, state, batch) if method.needs_query else None
-  streams = {m: _embed(module, batch[m]) for m, module in modules.items()}
-  streams = method.adapt(
-    {"trainable": trainable, "frozen": frozen}, "embed", 0, streams
-  )  # there is no context before the stems
+  noise = {"task": task, "rng": None if rng is None else jax.random.fold_in(rng, 0), "train": train}
+  streams = {m: _embed(method, m, module, batch[m], noise) for m, module in modules.items()}
+  # there is no context before the stems
+  streams = method.adapt({"trainable": trainable, "frozen": frozen}, "embed", 0, streams)
   streams = {m: module.positions(streams[m]) if hasattr(module, "positions") else streams[m] for m, module in modules.items()}
-  context = method.start(task, trainable, frozen, state, past, streams, query=query, rng=rng, train=train)
+  options = {"query": query, "mask": batch.get("mask"), "rng": rng, "train": train}
+  context = method.start(task, trainable, frozen, state, past, streams, **options)
   streams = method.adapt(context, "stem", 0, streams)
   layers = layer_map(counted(encoders, batch))
   for step in range(len(next(iter(layers.values())))):
+    at = {m: layers[m][step] - 1 for m in modules}
     for m, module in modules.items():
       streams[m] = _finish_early_layers(module, layers[m], step, streams[m])
-      streams[m] = module.enter(layers[m][step] - 1, streams[m])
+      streams[m] = module.enter(at[m], streams[m])
     streams = method.adapt(context, "input", step, streams)
     prefix = method.prefix(context, step)
-    streams = {m: module.attention(layers[m][step] - 1, streams[m], prefix.get(m)) for m, module in modules.items()}
-    streams = method.adapt(context, "attention", step, streams)
-    streams = {m: module.mlp(layers[m][step] - 1, streams[m]) for m, module in modules.items()}
-    streams = method.adapt(context, "mlp", step, streams)
+    attend = {m: kept(functools.partial(module.attention, at[m])) for m, module in modules.items()}
+    streams = {m: attend[m](streams[m], prefix.get(m)) for m in modules}
+    streams = kept(functools.partial(method.adapt, context, "attention", step))(streams)
+    streams = {m: kept(functools.partial(module.mlp, at[m]))(streams[m]) for m, module in modules.items()}
+    streams = kept(functools.partial(method.adapt, context, "mlp", step))(streams)
   features = {m: module.pool(streams[m]) for m, module in modules.items()}
   return features, context, context.get("state", state)  # a method that keeps statistics puts the new ones there
 
@@ -86,11 +91,9 @@ def _finish_early_layers(module: Any, layers: tuple[int, ...], step: int, stream
   return stream
 
 
-def _embed(module: Any, inputs: jax.Array) -> Any:
-  """Text stops before positions are added; vision and audio fold [B, T, ...] into [B * T, ...] and run their stem."""
-  if hasattr(module, "positions"):
-    return module.embed(inputs)
-  return module.stem(inputs.reshape(-1, *inputs.shape[2:]))
+def _embed(method: Any, modality: str, module: Any, inputs: jax.Array, noise: Tree) -> Any:
+  """Text stops before positions are added; vision and audio run their stem, as the method wants it."""
+  return module.embed(inputs) if hasattr(module, "positions") else method.stem(modality, module, inputs, **noise)
 
 
 def _query(encoders: Tree, method: Any, task: Any, trainable: Tree, frozen: Tree, state: Tree, batch: Tree) -> Tree:

@@ -25,7 +25,7 @@ from PIL import Image
 
 from data_pipelines import Media, MediaError, transforms
 from data_pipelines import media as media_lib
-from phpjax import checkpoint, cli, experiment, optimizer, partition, results, sharding, workdir
+from phpjax import checkpoint, cli, experiment, optimizer, partition, sharding, workdir
 from phpjax.benchmarks import BENCHMARKS, TaskInfo
 from phpjax.encoders import unit
 from phpjax.errors import UserError
@@ -72,7 +72,7 @@ def load(folder: Path, step: int | None = None) -> Predictor:
     steps = Steps(built.modules, built.method, optimizer.settings(config.opt), mesh, compile_effort=0)
   except (AttributeError, KeyError, TypeError) as error:
     raise UserError(f"{folder} was written by another version of phpjax: {error}") from error
-  if (now := results.weights(built)) != meta["weights"]:
+  if (now := built.weights) != meta["weights"]:
     raise UserError(
       f"{folder} was trained with other encoder weights ({meta['weights']}, now {now}): "
       f"put the old files back to where {folder / workdir.CONFIG} says (encoders.*.weights)"
@@ -187,11 +187,11 @@ class Predictor:
     """A batch of one clip -> the task's scores without the batch axis, by the very step that evaluates a run."""
     task = self._experiment.tasks[name]
     if name not in self._inputs:
-      method, encoders = self._experiment.method, self._experiment.encoders
+      method = self._experiment.method
       trainable, frozen = partition.split(self.params, name, method.uses(task))
       past = partition.stack_past(self.params, name, len(self._experiment.tasks)) if method.needs_past else None
       state = {"shared": self._state["shared"], "task": self._state["tasks"][name]}
-      constants = sharding.put_replicated(task.constants(encoders), self._mesh)
+      constants = sharding.put_replicated(self._experiment.constants[name], self._mesh)
       self._inputs[name] = (trainable, state, frozen, past, constants)
     rows = sharding.put_batch(batch, self._mesh, tuple(k for k in task.device_keys if k in batch))
     return {k: v[0] for k, v in jax.device_get(self._steps.predict(task, *self._inputs[name], rows)).items()}

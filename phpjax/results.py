@@ -54,6 +54,7 @@ def assemble(run: Any) -> Tree:
     **{k: summary[k] for k in ("mean_accuracy", "forgetting", "bwt")},
     "summary": summary,
     "per_task": history["per_task"],
+    "drift": history["drift"],
     "trivial": {name: scores[BENCHMARKS[name].main] for name, (_, scores) in trivial.items()},
     "trivial_predictor": {name: {"name": which, "scores": scores} for name, (which, scores) in trivial.items()},
     "parameters": parameters(run.experiment, run.params),
@@ -63,7 +64,7 @@ def assemble(run: Any) -> Tree:
     "seconds": run.position.seconds + time.monotonic() - run.started,
     "peak_memory_bytes": peak_memory_bytes(),
     "data": data_summary(run),
-    "weights": weights(run.experiment),
+    "weights": run.experiment.weights,
     "versions": versions(),
     "compat": config.method.compat,
     "task_id": config.task_id,
@@ -152,11 +153,6 @@ def data_summary(run: Any) -> Tree:
     "evaluation_split": config.evaluation_split,
     "model_selection": "none: the last epoch",
   }
-
-
-def weights(experiment: Any) -> Tree:
-  """{modality: name and sha256 of the encoder}."""
-  return {m: {"name": e.name, "sha256": e.sha256} for m, e in experiment.encoders.items()}
 
 
 def versions() -> Tree:

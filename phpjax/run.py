@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import DataError, Dataset, loader
 from data_pipelines.base import ClipCache
-from phpjax import checkpoint, checks, experiment, optimizer, partition, results, sharding, workdir
+from phpjax import checkpoint, checks, compat, drift, experiment, optimizer, partition, sharding, workdir
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
@@ -26,6 +26,7 @@ from phpjax.progress import Progress
 from phpjax.steps import Live, Steps
 
 Tree = dict[str, Any]
+HISTORY = ("matrix", "unseen", "per_task", "drift")  # of results.json, a row or more for each task
 
 
 class Stopped(Exception):
@@ -60,8 +61,11 @@ class Run:
   state: Tree
   data_identity: dict[str, str]
   live: Live | None = None
+  anchors: Tree = dataclasses.field(default_factory=dict)  # the shared parameters of each learned task at its end
   position: Position = dataclasses.field(default_factory=Position)
-  history: Tree = dataclasses.field(default_factory=lambda: {"matrix": [], "unseen": [], "per_task": [], "skipped": 0})
+  history: Tree = dataclasses.field(
+    default_factory=lambda: {"matrix": [], "unseen": [], "per_task": [], "drift": [], "skipped": 0}
+  )
   started: float = dataclasses.field(default_factory=time.monotonic)
   reported: float = 0.0  # when the last step was reported, for the rate
   stop: bool = False
@@ -140,8 +144,7 @@ class Run:
   def constants(self, name: str) -> Tree:
     """A task's constants, once per task and on every device."""
     if name not in self.cached_constants:
-      made = self.experiment.tasks[name].constants(self.experiment.encoders)
-      self.cached_constants[name] = sharding.put_replicated(made, self.mesh)
+      self.cached_constants[name] = sharding.put_replicated(self.experiment.constants[name], self.mesh)
     return self.cached_constants[name]
 
   def predictor(self, name: str) -> Callable[[Tree], Tree]:
@@ -180,7 +183,8 @@ class Run:
     """What a checkpoint holds beside its meta data."""
     live = {} if self.live is None else {"live": {"opt_state": self.live.opt_state, "state": self.live.state}}
     states = {"state": self.state} if jax.tree.leaves(self.state) else {}
-    return {"shared": self.params["shared"], **{f"task_{n}": t for n, t in self.params["tasks"].items()}, **states, **live}
+    tasks = {f"task_{n}": t for n, t in self.params["tasks"].items()}
+    return {"shared": self.params["shared"], "anchors": self.anchors, **tasks, **states, **live}
 
   def absorb(self) -> None:
     """Puts what the current task has learned so far into the whole trees (its arrays are donated at every step)."""
@@ -202,9 +206,10 @@ class Run:
       "infos": infos,
       "data": self.data_identity,
       "learned": list(self.params["tasks"]),
+      "anchored": list(self.anchors),
       "live": self.live is not None,
       "config": workdir.plain(self.config),
-      "weights": results.weights(self.experiment),
+      "weights": self.experiment.weights,
     }
     self.checkpoints.save(self.position.saves, self.items(), meta)
 
@@ -212,6 +217,7 @@ class Run:
 @contextlib.contextmanager
 def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
   """Builds everything and closes it again; without a folder nothing is written (dry run)."""
+  config = compat.resolve(config)  # in Python; the command line has done it
   mesh, started = sharding.make_mesh(tuple(config.mesh)), time.monotonic()
   if folder is not None and (folder / workdir.CONFIG).is_file():
     workdir.claim(folder, config)  # before anything slow
@@ -262,9 +268,9 @@ def restore(run: Run) -> bool:
   fresh = run.params, run.state
 
   def open_step(step: int) -> bool:
-    (run.params, run.state), run.live = fresh, None  # a damaged newer step may have left its tasks behind
+    (run.params, run.state), run.live, run.anchors = fresh, None, {}  # a damaged newer step may have left its tasks behind
     meta = run.checkpoints.read_meta(step)
-    if (now := results.weights(run.experiment)) != meta["weights"]:
+    if (now := run.experiment.weights) != meta["weights"]:
       raise UserError(
         f"--workdir={run.folder} was trained with other encoder weights ({meta['weights']}, now {now}): "
         "point encoders.*.weights to the old files or take another --workdir"
@@ -279,7 +285,9 @@ def restore(run: Run) -> bool:
       add_task(run, name)
     if meta["live"]:
       begin(run, run.names[run.position.task])
+    run.anchors = {name: anchor_of(run, name) for name in meta["anchored"]}
     restored = run.checkpoints.restore(step, run.items())
+    run.anchors = {name: restored.get("anchors", {}).get(name, {}) for name in meta["anchored"]}
     tasks = {name: {**tree, **restored.get(f"task_{name}", {})} for name, tree in run.params["tasks"].items()}
     run.params = {**run.params, "shared": restored.get("shared", {}), "tasks": tasks}
     run.state = restored.get("state", run.state)
@@ -298,6 +306,11 @@ def return_freed_memory() -> None:
   """Gives freed memory back to the system: compiling leaves glibc with hundreds of megabytes that it would keep."""
   if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
     libc.malloc_trim(0)
+
+
+def anchor_of(run: Run, name: str) -> Tree:
+  """The shared parameters of now that a task reads."""
+  return drift.anchor(run.params["shared"], run.experiment.method.uses(run.experiment.tasks[name]))
 
 
 def add_task(run: Run, name: str) -> None:

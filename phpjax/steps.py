@@ -46,7 +46,7 @@ class Steps:
     whole, rows = sharding.replicated(mesh), sharding.over_batch(mesh)
     jit = functools.partial(backend.jit, compile_effort=compile_effort)
     # Without out_shardings the first step's outputs could lie elsewhere than its inputs: a second compile.
-    self.train = jit(self._train, static_argnums=0, donate_argnums=1, out_shardings=whole)
+    self.train = jit(self._train, save_memory=method.remat, static_argnums=0, donate_argnums=1, out_shardings=whole)
     self.predict = jit(self._predict, static_argnums=0, out_shardings=rows)
     self.encode = jit(self._encode, static_argnums=(0, 1), out_shardings=rows)
     self.init_optimizer = jit(self.tx.init, out_shardings=whole)

@@ -13,11 +13,11 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipelines import DataError
-from phpjax import evaluate, optimizer, results, sharding, workdir
+from phpjax import drift, evaluate, optimizer, results, sharding, workdir
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
-from phpjax.run import Run, Stopped, begin, open_run, restore, return_freed_memory, stop_on_signal
+from phpjax.run import Run, Stopped, anchor_of, begin, open_run, restore, return_freed_memory, stop_on_signal
 
 Tree = dict[str, Any]
 
@@ -55,7 +55,7 @@ def evaluate_again(config: ConfigDict, folder: pathlib.Path) -> Tree:
   with open_run(config, folder) as run:
     if not restore(run) or not (learned := run.position.task):
       raise UserError(f"--workdir={folder} has no learned task to evaluate: train first (--mode=train)")
-    run.history = {**run.history, "per_task": []}
+    run.history = {**run.history, "per_task": [], "drift": []}
     evaluate_seen(run, learned - 1)
     stopped_in = None if run.live is None else {"task": run.names[learned], "step": run.position.step}
     found = {"tasks": run.names[:learned], "stopped_in": stopped_in, "per_task": run.history["per_task"]}
@@ -89,6 +89,7 @@ def learn(run: Run, index: int) -> None:
   run.params, run.state = run.experiment.method.end_task(
     run.params, run.state, run.experiment.tasks[name], functools.partial(run.features, name)
   )
+  run.anchors[name] = anchor_of(run, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,6 +200,7 @@ def evaluate_seen(run: Run, index: int) -> None:
       run.log.evaluation(run.position.step, name, scores, split=split)
     return_freed_memory()
   run.history["matrix"] = evaluate.add_row(run.history["matrix"], main[run.evaluation_splits[0]], run.names, index)
+  run.history["drift"] += drift.record(run.anchors, run.params["shared"], run.history["matrix"], run.names, index)
   if len(main.get("unseen", ())) == index + 1:
     run.history["unseen"] = evaluate.add_row(run.history["unseen"], main["unseen"], run.names, index)
   metrics = {name: BENCHMARKS[name].main for name in run.names}

@@ -23,7 +23,7 @@ ELSEWHERE = (
   "data.num_threads",
   "data.cache_gb",
   "data.on_bad_clip",
-  *(f"encoders.{modality}.weights" for modality in ("visual", "audio", "text")),
+  *(f"encoders.{modality}.weights" for modality in ("visual", "audio", "text", "audio_text")),
 )
 
 

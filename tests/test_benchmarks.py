@@ -1,16 +1,20 @@
 """Benchmarks: the table joins every part, and only it names tasks; what each says of its labels, questions and figures."""
 
 import ast
+import dataclasses
 import pathlib
 import types
 
+import jax
 import numpy as np
 import pytest
+import small
 from PIL import Image
 
 from data_pipelines import DATASETS, DataError
 from phpjax import metrics, tasks, train
 from phpjax.benchmarks import BENCHMARKS, TaskInfo
+from phpjax.encoders import pretrained
 from phpjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -33,6 +37,7 @@ def batch_of(name: str, *, mask: float = 1.0) -> tuple[dict, dict]:
     "mask": np.full(B, mask, np.float32),
   }
   share = {"audio": rng.random((B, T, C)), "visual": rng.random((B, T, C)), "clip": rng.random((B, C))}
+  share["fused"] = rng.normal(size=(B, C))
   dense = {"dense_audio": ones(B, T, C), "dense_visual": ones(B, T, C), "dense": np.float32([1, 0, 1, 1])}
   question = {"question": rng.integers(0, 3, (B, 2, 14)), "question_mask": np.float32([[1, 1], [1, 0], [1, 1], [1, 1]])}
   answer = {"label": rng.integers(0, C, (B, 2)), "type": rng.integers(0, 9, (B, 2))}
@@ -99,6 +104,99 @@ def test_a_split_without_a_clip_to_score_is_one_clear_line(name, policy, ending)
   with pytest.raises(DataError, match=f"^no clip of {name} unseen can be {ending}$"):
     train.score(run, name, "unseen", lambda batch: outputs)
   assert done == [(f"{name} unseen", 1, 1)]
+
+
+# -- protocols ---------------------------------------------------------------------------------------------------
+
+
+def avvp_logits(seed=0):
+  """Logits of four clips as a method gives them, and labels with no, one, two and three classes."""
+  rng = np.random.default_rng(seed)
+  logits = {m: rng.normal(0, 3, (B, T, C)).astype(np.float32) for m in ("visual", "audio")}
+  label = np.float32([[0] * C, [0, 1] + [0] * (C - 2), [0, 0, 1, 0, 0, 1], [1, 0, 0, 1, 1, 0]])
+  return logits, {"label": label, "mask": np.float32([1, 1, 0, 1])}
+
+
+def parsing(protocol):
+  return dataclasses.replace(small.task("avvp", num_classes=C), seconds=T, protocol=protocol)
+
+
+def test_a_task_learns_its_protocol_from_its_benchmark():
+  made = small.modules()
+  for protocol in BENCHMARKS["avvp"].protocols:
+    assert BENCHMARKS["avvp"].make_task(info_of("avvp"), made, protocol).protocol == protocol
+  assert BENCHMARKS["avvp"].make_task(info_of("avvp"), made).protocol == "official"
+  assert BENCHMARKS["ave"].make_task(info_of("ave"), made, "official") == BENCHMARKS["ave"].make_task(info_of("ave"), made)
+  for name in ("ave", "avvp"):
+    with pytest.raises(ValueError, match=f"protocol.{name}='weak'.*'official'"):
+      BENCHMARKS[name].make_task(info_of(name), made, "weak")
+  assert parsing("released") != parsing("official"), "two compiled steps"
+
+
+def test_the_released_loss_is_one_softmax_per_clip_against_labels_as_they_are():
+  """-sum_k y_k log p_k of the time average of both modalities' logits (php: LLP)."""
+  (logits, batch), task = avvp_logits(), parsing("released")
+  fused = (logits["visual"].astype(np.float64) + logits["audio"]).mean(1)
+  log_share = fused - np.log(np.exp(fused).sum(-1, keepdims=True))
+  per_clip = -(batch["label"] * log_share).sum(-1)
+  loss, gradient = jax.value_and_grad(lambda o: task.loss(o, batch))(logits)
+  assert loss == pytest.approx((per_clip * batch["mask"]).sum() / 3, rel=1e-5)
+  expected = batch["label"].sum(-1, keepdims=True) * np.exp(log_share) - batch["label"]
+  expected = (expected * batch["mask"][:, None] / 3 / T)[:, None].repeat(T, 1)
+  for m in ("visual", "audio"):
+    np.testing.assert_allclose(gradient[m], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_released_protocol_has_no_background_and_nothing_to_calibrate():
+  task, logits = parsing("released"), avvp_logits()[0]
+  assert task.text_classes() == task.classes and task.init_calibration() == {}
+  assert task.calibrate({}, logits) is logits
+  assert all((x == 0).all() for x in jax.tree.leaves(task.init_head(jax.random.key(0))))
+  official = parsing("official")
+  assert official.text_classes()[-1] == "background" and official.init_calibration()
+
+
+@pytest.mark.parametrize("protocol", BENCHMARKS["avvp"].protocols)
+def test_both_protocols_give_all_scores(protocol):
+  (logits, batch), benchmark = avvp_logits(), BENCHMARKS["avvp"]
+  outputs = jax.device_get(parsing(protocol).scores(logits))
+  dense = {k: v for k, v in batch_of("avvp")[1].items() if k.startswith("dense")}
+  stats = benchmark.statistics(outputs, {**batch, **dense})
+  scores = benchmark.summarise([stats])
+  assert {"segment/Type@AV", "event/Event@AV", "released_accuracy", "released_accuracy_repeated"} <= set(scores)
+  fused = (logits["visual"] + logits["audio"]).mean(1)
+  scored = [3]  # clip 0 has no label, 1 no dense labels, 2 is padding
+  assert scores["released_accuracy"] == np.mean([fused[n].argmax() == batch["label"][n].argmax() for n in scored])
+  assert stats["fused"].shape == (2, C)
+
+
+def test_released_seconds_have_the_class_of_more_than_half_the_softmax():
+  logits, _ = avvp_logits()
+  outputs = jax.device_get(parsing("released").scores(logits))
+  for m in ("visual", "audio"):
+    share = np.exp(logits[m].astype(np.float64))
+    share /= share.sum(-1, keepdims=True)
+    np.testing.assert_allclose(outputs[m], share, rtol=1e-4, atol=1e-6)
+    said = metrics.avvp.decide(outputs[m], outputs["clip"])
+    np.testing.assert_array_equal(said, outputs[m] >= 0.5)
+    assert said.any() and said.sum(-1).max() == 1
+
+
+def test_class_texts_of_the_audio_side_come_from_their_own_tower():
+  asked = {}
+
+  def tower(name, seed):
+    opened = pretrained.load("tiny_text", "random", modality="text", seed=seed, depth=1)
+    listen = lambda texts, length: asked.setdefault(name, list(texts)) and opened.tokenizer(texts, length)
+    return dataclasses.replace(opened, tokenizer=listen)
+
+  task = dataclasses.replace(parsing("released"), classes=("Dog", "Frying_(food)"), num_classes=2)
+  text, audio_text = tower("text", 0), tower("audio_text", 1)
+  both, swapped = task.constants({"text": text, "audio_text": audio_text}), task.constants({"text": audio_text})
+  np.testing.assert_array_equal(both["audio_text"], swapped["audio_text"])
+  assert np.abs(both["audio_text"] - task.constants({"text": text})["audio_text"]).max() > 1e-3
+  assert asked["audio_text"] == ["The sounds of Dog", "The sounds of Frying_(food)"]
+  assert asked["text"] == ["x x x x Dog.", "x x x x Frying (food)."]
 
 
 # -- labels ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from data_pipelines import DATASETS, loader
 
 TINY = "--config=configs/linear_probe.py:tiny"
 FULL = "--config=configs/linear_probe.py"
+PHP = "--config=configs/php_avqa.py:tiny"
 
 
 def refused(done, *words):
@@ -68,6 +69,24 @@ WRONG = {
   "--config.mesh=(3,1)": ("mesh", "2 devices"),
   "--config=configs/no_such.py": ("configs/no_such.py",),
   "--config=configs/linear_probe.py:huge": ("huge", "toybox"),
+  "--config=configs/linear_probe.py:toybox+no_deep": ("no_deep", "reversed"),
+  "--config=configs/php_avqa.py:toybox+no_depth": ("no_depth", "released_toybox", "only_PHASE"),
+  "--config=configs/php_avqa.py:tiny+clip_b16": ("clip_b16", "full size"),
+  "--config.method.compat=publshed": ("method.compat='publshed'", "'released'"),
+  "--config.opt.lr_scaling=cubic": ("opt.lr_scaling", "'sqrt'"),
+  "--config.opt.reference_batch_size=0": ("opt.reference_batch_size",),
+  "--config.opt.decay=L2": ("opt.decay='L2'", "'l2'"),
+  "--config.opt.clip=all": ("opt.clip='all'", "'global'"),
+  "--config.protocol.avvp=weak": ("protocol.avvp='weak'", "'official', 'released'"),
+}
+WRONG_OF_PHP = {
+  ("method.write_back=maybe",): ("method.write_back",),
+  ("method.deep_layout=mixed",): ("deep_layout", "reshaped"),
+  ("method.audio_logit_scale=released",): ("audio_logit_scale", "raw"),
+  ("method.deep_select=key_majority", "method.deep_pool=1"): ("deep_pool=1", "key_majority"),
+  ("method.deep_pool=3",): ("deep_pool=3", "task"),
+  ("method.deep_pool=many",): ("method.deep_pool", "many"),
+  ("method.deep=(1,)",): ("more than one prompt of mid and deep in layer 1",),
 }
 
 
@@ -76,13 +95,28 @@ def test_a_wrong_value_is_named(run, argument):
   refused(run(*(() if argument.startswith("--config=") else (TINY,)), argument), *WRONG[argument])
 
 
+@pytest.mark.parametrize("arguments", WRONG_OF_PHP)
+def test_options_of_php_that_do_not_fit_are_named(run, arguments):
+  refused(run(PHP, *(f"--config.{argument}" for argument in arguments)), *WRONG_OF_PHP[arguments])
+
+
+def test_options_of_an_encoder_that_does_not_know_them(run):
+  full = "--config=configs/php_avqa.py"
+  refused(run(full, "--config.encoders.visual.statistics=laion"), "encoders.visual.statistics='laion'", "'clip'")
+  refused(run(full, "--config.encoders.audio.mel_source=rat"), "encoders.audio.mel_source='rat'", "'rate'")
+  refused(run(f"{full}:ast", "--config.encoders.audio.mel_source=rate"), "mel_source")
+  refused(
+    run(full, "--config.encoders.audio_text.name=clip_vit_b32"), "encoders.audio_text.name='clip_vit_b32' is no text encoder"
+  )
+
+
 def test_no_config_and_no_workdir(cli):
   refused(cli(), "--config")
   refused(cli(TINY), "--workdir")
 
 
 def test_all_that_is_missing_is_named_in_one_line_with_the_command_that_makes_it(run, tmp_path):
-  encoders = ("clip_vit_b32", "ast_base", "clip_text_b32")
+  encoders = ("clip_vit_b32", "htsat_tiny", "clip_text_b32", "roberta_base")
   refused(run(FULL), "--config.data.root=", *(f"python -m phpjax.convert --encoder={name}" for name in encoders))
   wrong = ("--config.batch_size=3", "--config.method.name=phb")
   datasets = ("AVE", "LLP", "AVSBench", "MusicAVQA", "python -m data_pipelines.toybox")

@@ -19,12 +19,36 @@ PROJECT = ("configs", "data_pipelines", "phpjax")
 PARTS = {"configs", "data_pipelines", "phpjax.encoders", "phpjax.methods", "phpjax.metrics", "phpjax.tasks"}
 TOOLS = {
   f"phpjax.{name}"
-  for name in ("backend", "checkpoint", "errors", "figures", "logs", "partition", "progress", "sharding", "sources", "workdir")
+  for name in (
+    "backend",
+    "checkpoint",
+    "drift",
+    "errors",
+    "figures",
+    "logs",
+    "partition",
+    "progress",
+    "sharding",
+    "sources",
+    "workdir",
+  )
 }
 BESIDE_TRAIN = {f"phpjax.{name}" for name in ("bench", "convert", "predict", "pretrain", "report")}
 ENGINE = {
   f"phpjax.{name}"
-  for name in ("benchmarks", "checks", "evaluate", "experiment", "model", "optimizer", "predictions", "results", "run", "steps")
+  for name in (
+    "benchmarks",
+    "checks",
+    "compat",
+    "evaluate",
+    "experiment",
+    "model",
+    "optimizer",
+    "predictions",
+    "results",
+    "run",
+    "steps",
+  )
 }
 BELOW_TRAIN = {*PARTS, *TOOLS, *ENGINE}
 
@@ -47,10 +71,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.tasks",
   },
   "phpjax.experiment": {*PARTS, "phpjax.backend", "phpjax.benchmarks", "phpjax.errors", "phpjax.sharding"},  # config -> objects
+  "phpjax.compat": {"phpjax.encoders", "phpjax.errors"},
   "phpjax.checks": {
     *PARTS,
     "phpjax.backend",
     "phpjax.benchmarks",
+    "phpjax.compat",
     "phpjax.errors",
     "phpjax.experiment",
     "phpjax.model",
@@ -62,6 +88,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     *TOOLS,
     "phpjax.benchmarks",
     "phpjax.checks",
+    "phpjax.compat",
     "phpjax.experiment",
     "phpjax.optimizer",
     "phpjax.results",
@@ -69,6 +96,8 @@ MAY_IMPORT: dict[str, set[str]] = {
   },
   "phpjax.train": BELOW_TRAIN,
   **{name: {*BELOW_TRAIN, "phpjax.train", "phpjax.cli"} for name in BESIDE_TRAIN},
+  "phpjax.bench_steps": BELOW_TRAIN,
+  "phpjax.bench": {*BELOW_TRAIN, "phpjax.bench_steps", "phpjax.cli"},
   "phpjax.main": {*BELOW_TRAIN, "phpjax.train", "phpjax.cli"},
   "phpjax.cli": {"phpjax.errors"},
   "phpjax": {"phpjax.predict"},  # phpjax.load

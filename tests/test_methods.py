@@ -90,7 +90,7 @@ def test_both_modalities_read_the_pair_as_it_was():
   streams = {m: Stream(draw(2, PAIR[m].num_tokens, WIDTH, seed=i)) for i, m in enumerate(PAIR)}
   out = jax.jit(lambda a, s: method.adapt({"adapters": a}, "mlp", 0, s))(adapters, streams)
   for m, other in (("visual", "audio"), ("audio", "visual")):
-    residual = method.adapter().apply({"params": adapters["step_0_mlp"][m]}, streams[m].tokens, streams[other].tokens)
+    residual = method.adapter(m).apply({"params": adapters["step_0_mlp"][m]}, streams[m].tokens, streams[other].tokens)
     close(out[m].tokens, streams[m].tokens + residual, 1e-4)
     assert np.abs(residual).max() > 1e-2
 
@@ -157,12 +157,13 @@ def test_prompts_are_keys_and_values_behind_the_norm(whole):
   method, _, params, _, _ = whole
   streams = {m: Stream(draw(4, PAIR[m].num_tokens, WIDTH)) for m in PAIR}
   trainable, frozen = partition.split(params, "avs", method.uses(small.task("avs")))
-  context = method.start(None, trainable, frozen, {}, None, streams, query=None, rng=None, train=False)
+  options = {"query": None, "mask": None, "rng": None, "train": False}
+  context = method.start(small.task("avs"), trainable, frozen, {}, None, streams, **options)
   assert method.prefix(context, 0) == {} and set(method.prefix(context, 1)) == set(method.prefix(context, 2)) == set(PAIR)
   deep = method.prefix(context, 2)["audio"]
   assert deep.at == "normed" and deep.key.shape == deep.value.shape == (4, method.deep_length, WIDTH)
-  close(deep.key[3], params["tasks"]["avs"]["prompts"]["deep"]["audio"][0, 0])
-  close(deep.value[0], params["tasks"]["avs"]["prompts"]["deep"]["audio"][0, 1])
+  close(deep.key[3], params["tasks"]["avs"]["prompts"]["deep"]["audio"]["step_2"][0])
+  close(deep.value[0], params["tasks"]["avs"]["prompts"]["deep"]["audio"]["step_2"][1])
   mid = method.prefix(context, 1)
   assert mid["visual"].at == "normed" and mid["visual"].key.shape == (4, method.num_mid_prompts // 2, WIDTH)
   assert np.abs(mid["visual"].key[0] - mid["visual"].key[1]).max() > 1e-6, "generated from the input"
@@ -313,8 +314,9 @@ def test_warm_start_copies_the_task_before():
   )
   bare = {"shallow": (), "mid": ()}
   fresh = small.php(**bare, warm_start=False).init_task(rng, task, {"deep": previous["deep"]})
-  assert not np.array_equal(fresh["deep"]["visual"], previous["deep"]["visual"])
-  assert np.abs(fresh["deep"]["audio"]).max() <= 1 and np.unique(fresh["deep"]["audio"]).size > 100 - 40
+  assert not np.array_equal(fresh["deep"]["visual"]["step_2"], previous["deep"]["visual"]["step_2"])
+  audio = fresh["deep"]["audio"]["step_2"]
+  assert np.abs(audio).max() <= 1 and np.unique(audio).size > 100 - 40
 
 
 @pytest.mark.parametrize(
@@ -337,7 +339,7 @@ def test_backbones_that_cannot_work_are_refused():
   backbone = small.backbone(MADE)
   with pytest.raises(ValueError, match="text"):
     make_method("php", dataclasses.replace(backbone, text=None), shallow=(), mid=(), deep=())
-  wide = dataclasses.replace(backbone, audio=dataclasses.replace(backbone.audio, width=32))
+  wide = dataclasses.replace(backbone, audio=dataclasses.replace(backbone.audio, layer_widths=(32, 32, 32)))
   with pytest.raises(ValueError, match="equal widths"):
     make_method("php", wide, shallow=(0,), mid=(1,), deep=(2,))
   make_method("php", wide, shallow=(0,), mid=[], deep=[2])
@@ -347,16 +349,17 @@ def test_backbones_that_cannot_work_are_refused():
 @pytest.mark.parametrize(
   ("change", "words"),
   [
-    ({"joint": False}, "the encoder for audio shares no space with text"),
-    ({"embed_dim": 12}, "embeddings of one size, got visual 8, audio 12, text 8"),
-    ({"uniform": False}, "layers differ in width, as that for audio"),
+    ({"audio": {"embed_dim": 12}}, "compares audio features of size 12 with class texts of size 8"),
+    ({"visual": {"layer_widths": (16, 16, 32)}}, "visual encoder whose layers differ"),
+    ({"audio": {"layer_widths": (4, 8, 16), "layer_tokens": (48, 16, 4)}}, "3 cells of 4 channels as audio tokens of width 16"),
+    ({"audio": {"layer_widths": (4, 8, 16), "layer_tokens": (64, 9, 4)}}, "64 numbers of prompts over 9 audio tokens"),
   ],
 )
 def test_encoders_that_php_cannot_run_on_are_refused(name, change, words):
   backbone = small.backbone(MADE)
-  other = dataclasses.replace(backbone, audio=dataclasses.replace(backbone.audio, **change))
+  other = {m: dataclasses.replace(getattr(backbone, m), **sizes) for m, sizes in change.items()}
   with pytest.raises(ValueError, match=words):
-    make_method(name, other, shallow=(0,), mid=(1,), deep=(2,))
+    make_method(name, dataclasses.replace(backbone, **other), shallow=(0,), mid=(1,), deep=(2,), num_mid_prompts=4)
 
 
 def test_sizes_of_published_encoders():

@@ -1,6 +1,7 @@
 """Properties of the scores: order, batches, padding change nothing; worked examples; trivial predictors."""
 
 import inspect
+import pathlib
 
 import numpy as np
 import pytest
@@ -237,6 +238,19 @@ def test_ave_trivial_is_the_best_of_all_constants():
   constants = [ave.evaluate(np.broadcast_to(np.eye(6)[c], (8, 10, 6)), label)[ave.MAIN] for c in range(6)]
   assert scores[ave.MAIN] == max(constants)
   assert name == ("background" if np.argmax(constants) == 5 else f"class {np.argmax(constants)}")
+
+
+def test_avvp_scores_of_the_release():
+  """Labels with one, two and three classes, none; the best class is the first, another, the first, any."""
+  label = np.array([[0, 1, 0, 0], [0, 1, 0, 1], [1, 1, 0, 1], [0, 0, 0, 0]])
+  fused = np.array([[0.1, 2, 0, 0], [0, 1, 0, 3], [5, 0, 0, 1], [9, 0, 0, 0]])
+  scores = avvp.released(fused, label)
+  assert scores["released_accuracy"] == pytest.approx(2 / 3)
+  assert scores["released_accuracy_repeated"] == pytest.approx((1 + 0 + 3) / (1 + 2 + 3))
+  assert scores["any_label_accuracy"] == 1
+  golden = np.load(pathlib.Path(__file__).parent / "golden" / "metrics" / "php_simplified.npz")
+  scores = avvp.released(golden["llp_segment_scores"].mean(1), golden["llp_multi_hot"])
+  assert scores["released_accuracy"] == pytest.approx(golden["llp_top1"], rel=1e-6)
 
 
 @given(seed=SEEDS)

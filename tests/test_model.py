@@ -139,7 +139,7 @@ class Toy(Method):
   needs_query: ClassVar[bool] = True
   needs_past: ClassVar[bool] = True
 
-  def start(self, task, trainable, frozen, state, past, streams, *, query, rng, train):
+  def start(self, task, trainable, frozen, state, past, streams, *, query, mask, rng, train):
     assert set(streams) == {"visual", "audio", "text"} and (rng is not None) and not train
     prompts = trainable["task"]["prompts"]
     old = jnp.einsum("n,nd->d", past["valid"], past["prompts"]["offset"])
@@ -231,7 +231,7 @@ def test_a_cached_query_is_taken_and_no_gradient_goes_through_it():
   class Reader(Method):
     needs_query: ClassVar[bool] = True
 
-    def start(self, task, trainable, frozen, state, past, streams, *, query, rng, train):
+    def start(self, task, trainable, frozen, state, past, streams, *, query, mask, rng, train):
       return {"query": query}
 
   def query(encoders, batch):
@@ -261,7 +261,7 @@ def test_new_statistics_of_a_method_come_back_as_state():
 
   @dataclasses.dataclass(frozen=True)
   class Counter(Method):
-    def start(self, task, trainable, frozen, state, past, streams, *, query, rng, train):
+    def start(self, task, trainable, frozen, state, past, streams, *, query, mask, rng, train):
       return {"state": {**state, "shared": {"seen": state["shared"]["seen"] + streams["visual"].tokens.shape[0]}}}
 
   def state_after(method, state):

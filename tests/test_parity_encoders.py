@@ -176,7 +176,7 @@ CASES = [
     ),
     lambda m: m,
     fbank,
-    "embed_mel",
+    "embed_normalised",
     lambda m, x: m(**x).pooler_output,
     {"max_length": 98, "layer_norm_eps": 1e-6},
   ),

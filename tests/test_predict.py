@@ -18,6 +18,7 @@ import phpjax
 from data_pipelines import DATASETS
 from phpjax import cli, predict, predictions
 from phpjax.benchmarks import BENCHMARKS, avqa
+from phpjax.encoders import pretrained
 from phpjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -356,7 +357,7 @@ def test_a_run_of_something_else(copied, fields, message):
 
 
 def test_other_encoder_weights(tiny_run, monkeypatch):
-  monkeypatch.setattr(predict.results, "weights", lambda built: {"visual": {"name": "tiny_vit", "sha256": "of another file"}})
+  monkeypatch.setattr(pretrained, "identity", lambda name, weights, seed=0: "of another file")
   with pytest.raises(UserError, match="other encoder weights"):
     phpjax.load(tiny_run.workdir)
 

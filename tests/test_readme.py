@@ -139,7 +139,7 @@ def test_config_loads_and_has_the_agreed_fields(path, variant):
   assert config.task_id in ("given", "inferred")
   assert config.encoders
   for modality, encoder in config.encoders.items():
-    assert modality in ("visual", "audio", "text")
+    assert modality in ("visual", "audio", "text", "audio_text")
     assert {"name", "weights"} <= set(encoder)
 
 

@@ -27,7 +27,7 @@ class Keeper(methods.Method):
   def init_task_state(self, task):
     return {"steps": jnp.zeros(()), "mean": jnp.zeros(self.backbone.visual.embed_dim)}
 
-  def start(self, task, trainable, frozen, state, past, streams, *, query, rng, train):
+  def start(self, task, trainable, frozen, state, past, streams, *, query, mask, rng, train):
     if not train:
       return {}
     own = state["task"]["method"]

@@ -11,8 +11,8 @@ from phpjax import workdir
 from phpjax.errors import UserError
 
 
-def config(**changes):
-  c = php_avqa.get_config("tiny")
+def config(variant="tiny", **changes):
+  c = php_avqa.get_config(variant)
   with c.unlocked():
     c.update_from_flattened_dict(changes)
   return c
@@ -70,7 +70,7 @@ def test_a_field_that_is_missing_on_one_side_differs(tmp_path):
 
 
 def test_fields_that_only_say_where_and_how_may_differ(tmp_path):
-  workdir.claim(tmp_path, config())
+  workdir.claim(tmp_path, config("full"))
   values = {
     "resume": False,
     "mesh": (2, 1),
@@ -83,11 +83,12 @@ def test_fields_that_only_say_where_and_how_may_differ(tmp_path):
     "encoders.visual.weights": "elsewhere",
     "encoders.audio.weights": "elsewhere",
     "encoders.text.weights": "elsewhere",
+    "encoders.audio_text.weights": "elsewhere",
   }
   assert set(values) == set(workdir.ELSEWHERE), "a new field needs a line in this test"
-  fields = workdir.flatten(workdir.plain(config()))
+  fields = workdir.flatten(workdir.plain(config("full")))
   assert set(workdir.ELSEWHERE) <= set(fields), "every rule matches a field"
-  other = config(**values)
+  other = config("full", **values)
   workdir.claim(tmp_path, other)
   assert workdir.read_json(tmp_path / "config.json")["data"]["root"] == "elsewhere", "who loads the run looks there"
   written = (tmp_path / "config.json").stat().st_mtime_ns

@@ -20,6 +20,7 @@ class AVE(Benchmark):
   task = tasks.AVE
   metric = metrics.ave
   prediction = predictions.EventPrediction
+  official = (10, 29, 0)
   figure = "ave_timelines"
 
   def describe(self, name: str, dataset: data_pipelines.Dataset) -> TaskInfo:

@@ -28,6 +28,7 @@ class AVQA(Benchmark):
   prediction = predictions.AnswerPrediction
   label_keys = ("label", "type")
   asks = True
+  official = (10, 42, 93)
   figure = "avqa_examples"
 
   def describe(self, name: str, dataset: data_pipelines.Dataset) -> TaskInfo:

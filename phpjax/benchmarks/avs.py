@@ -24,6 +24,7 @@ class AVS(Benchmark):
   prediction = predictions.MaskPrediction
   label_keys = ("label", "label_mask")
   labels_are_media = True
+  official = (5, 23, 0)
   figure = "avs_overlays"
   figure_rows = 2  # three rows of frames each
 

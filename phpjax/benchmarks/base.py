@@ -45,6 +45,8 @@ class Benchmark:
     label_keys: the label arrays that the trivial predictor counts.
     labels_are_media: whether these are decoded with a clip (masks); else they stand in the annotations.
     asks: whether a clip comes with a question.
+    protocols: ways to learn and score the task, as its config's `protocol` chooses; () where there is but one.
+    official: seconds, classes (or answers) and words of the published benchmark.
     figure: file name, without its ending, of the figure of examples; figure_rows: how many it shows.
   """
 
@@ -55,6 +57,8 @@ class Benchmark:
   label_keys: ClassVar[tuple[str, ...]] = ("label",)
   labels_are_media: ClassVar[bool] = False
   asks: ClassVar[bool] = False
+  protocols: ClassVar[tuple[str, ...]] = ()
+  official: ClassVar[tuple[int, int, int]]
   figure: ClassVar[str]
   figure_rows: ClassVar[int] = 3
 
@@ -74,13 +78,15 @@ class Benchmark:
     del split, data
     return source
 
-  def make_task(self, info: TaskInfo, modules: Tree) -> Task:
-    """The task, sized by its dataset and the encoders {modality: module}."""
+  def make_task(self, info: TaskInfo, modules: Tree, protocol: str = "official") -> Task:
+    """The task, sized by its dataset and the encoders {modality: module}; raises ValueError for an unknown protocol."""
+    if protocol not in (known := self.protocols or ("official",)):
+      raise ValueError(f"protocol.{info.name}={protocol!r} is not one of {', '.join(map(repr, known))}")
     visual, audio = modules["visual"], modules["audio"]
     widths = Widths(
       visual.width, audio.width, visual.embed_dim, visual.num_tokens - visual.num_special, visual.num_special, audio.num_special
     )
-    options = self.task_options(info, modules)
+    options = self.task_options(info, modules) | ({"protocol": protocol} if self.protocols else {})
     return self.task(widths, info.seconds, len(info.classes), name=info.name, classes=info.classes, **options)
 
   def task_options(self, info: TaskInfo, modules: Tree) -> Tree:

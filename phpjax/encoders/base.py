@@ -27,11 +27,16 @@ class Stream:
     tokens: float [B, L, D].
     mask: bool [B, L], False where a key must not be attended to; None when all tokens are real.
     end: int32 [B], position of the end-of-text token; None for vision and audio.
+    branch_scale: float [depth, 2, B], factors on both residual branches of every layer (stochastic depth, arXiv 1603.09382);
+      only HTS-AT was trained with it and reads it.
+    aside: float [B, L, D], what a method keeps beside the tokens; no encoder reads it.
   """
 
   tokens: jax.Array
   mask: jax.Array | None = None
   end: jax.Array | None = None
+  branch_scale: jax.Array | None = None
+  aside: jax.Array | None = None
 
 
 @flax.struct.dataclass

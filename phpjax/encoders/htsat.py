@@ -110,10 +110,11 @@ class SwinBlock(nn.Module):
     self.fc_1 = nn.Dense(self.mlp_width, dtype=self.dtype)
     self.fc_2 = nn.Dense(self.width, dtype=self.dtype)
 
-  def __call__(self, tokens: jax.Array, prefix: PrefixLike | None = None) -> jax.Array:
-    """[B, side * side, D] -> the same."""
-    tokens = tokens + self.attn(self.ln_1(tokens), self.ln_1, prefix)
-    return tokens + self.fc_2(activation(self.activation, self.fc_1(self.ln_2(tokens))))
+  def __call__(self, tokens: jax.Array, prefix: PrefixLike | None = None, scale: jax.Array | None = None) -> jax.Array:
+    """[B, side * side, D], factors on the two residual branches [2, B] -> [B, side * side, D]."""
+    branch = lambda x, i: x if scale is None else x * scale[i, :, None, None].astype(x.dtype)
+    tokens = tokens + branch(self.attn(self.ln_1(tokens), self.ln_1, prefix), 0)
+    return tokens + branch(self.fc_2(activation(self.activation, self.fc_1(self.ln_2(tokens)))), 1)
 
 
 class PatchMerging(nn.Module):
@@ -155,13 +156,17 @@ class MelFrontend(nn.Module):
     self.mean = self.param("mean", nn.initializers.zeros, (self.num_mels,))
     self.var = self.param("var", nn.initializers.ones, (self.num_mels,))
 
-  def log_mel(self, wave: jax.Array) -> jax.Array:
-    """float [B, samples] -> decibels, float32 [B, frames, mels]."""
-    return audio_frontend.log_mel(wave, self.mel, self.num_fft, self.hop)
+  def log_mel(self, wave: jax.Array, mel: jax.Array | None = None) -> jax.Array:
+    """float [B, samples], another mel matrix [num_fft / 2 + 1, mels] if any -> decibels, float32 [B, frames, mels]."""
+    return audio_frontend.log_mel(wave, self.mel if mel is None else mel, self.num_fft, self.hop)
 
-  def __call__(self, log_mel: jax.Array) -> jax.Array:
-    """The batch norm, evaluation mode."""
-    return (log_mel - self.mean) * (jax.lax.rsqrt(self.var + 1e-5) * self.scale) + self.bias
+  def __call__(self, log_mel: jax.Array, groups: int | None = None) -> jax.Array:
+    """The batch norm; `groups`: with the statistics of each of so many groups of consecutive rows (training mode)."""
+    if groups is None:
+      return (log_mel - self.mean) * (jax.lax.rsqrt(self.var + 1e-5) * self.scale) + self.bias
+    x = log_mel.reshape(groups, -1, log_mel.shape[-1])
+    mean, var = x.mean(axis=1, keepdims=True), x.var(axis=1, keepdims=True)
+    return ((x - mean) * (jax.lax.rsqrt(var + 1e-5) * self.scale) + self.bias).reshape(log_mel.shape)
 
 
 class HTSAT(Encoder):
@@ -174,6 +179,8 @@ class HTSAT(Encoder):
     width: of the last stage; the first is narrower by 2 ** (stages - 1).
     depths, heads: of the stages; their sum is `depth`. num_heads is the last stage's.
     repeats: how often a clip is repeated before the spectrogram; CLAP wants ten seconds, PHP feeds it one second ten times.
+    mel_rate_hz: of the mel matrix that random weights get; CLAP's own was built for 48 kHz, and PHP feeds it 32 kHz.
+    mel_source: "checkpoint" takes the mel matrix of the weights, "rate" one that is built for `sample_rate_hz`.
   """
 
   modality: ClassVar[str] = "audio"
@@ -190,7 +197,9 @@ class HTSAT(Encoder):
   num_mels: int = 64
   low_hz: float = 50.0
   high_hz: float = 14_000.0
-  mel_rate_hz: int = 48_000  # CLAP's own mel matrix was built for this rate, whatever is fed to it (PHP feeds 32 kHz)
+  mel_rate_hz: int = 48_000
+  mel_source: str = "checkpoint"
+  drop_path_rate: ClassVar[float] = 0.1  # of the last layer, in training mode; rises linearly from 0
   num_special: ClassVar[int] = 0
 
   @property
@@ -221,6 +230,8 @@ class HTSAT(Encoder):
   def setup(self) -> None:
     if sum(self.depths) != self.depth or self.heads[-1] != self.num_heads:
       raise ValueError(f"HTS-AT of depth {self.depth} and {self.num_heads} heads: stages say {self.depths}, {self.heads}")
+    if self.mel_source not in ("checkpoint", "rate"):
+      raise ValueError(f"mel_source is checkpoint or rate, not {self.mel_source!r}")
     self.frontend = MelFrontend(self.num_fft, self.hop, self.num_mels, self.mel_rate_hz, self.low_hz, self.high_hz)
     patch = (self.patch_size, self.patch_size)
     self.patch_embedding = nn.Conv(self.layer_width(0), patch, patch, padding="VALID", dtype=self.dtype)
@@ -241,12 +252,27 @@ class HTSAT(Encoder):
 
   def stem(self, wave: jax.Array) -> Stream:
     """int16 or float [B, samples] -> tokens [B, 4096, 96]."""
-    wave = jnp.tile(audio_frontend.to_float(wave), (1, self.repeats))
-    return self.embed_mel(self.frontend.log_mel(wave))
+    return self.embed_mel(self.log_mel(wave))
+
+  def log_mel(self, wave: jax.Array, repeats: int | None = None) -> jax.Array:
+    """int16 or float [B, samples] -> decibels, float32 [B, frames, mels]."""
+    bank = None
+    if self.mel_source == "rate":
+      args = (self.num_mels, self.num_fft, self.sample_rate_hz, self.low_hz, self.high_hz)
+      bank = jnp.asarray(audio_frontend.slaney_mel_bank(*args))
+    return self.frontend.log_mel(jnp.tile(audio_frontend.to_float(wave), (1, repeats or self.repeats)), bank)
 
   def embed_mel(self, log_mel: jax.Array) -> Stream:
     """Decibels, float32 [B, frames, mels] -> tokens of the first stage."""
-    return self.embed_picture(self.fold(self.frontend(log_mel)))
+    return self.embed_normalised(self.normalise(log_mel))
+
+  def normalise(self, log_mel: jax.Array, groups: int | None = None) -> jax.Array:
+    """The batch norm over mel bins; with `groups` in training mode, each group of rows by its own statistics."""
+    return self.frontend(log_mel, groups)
+
+  def embed_normalised(self, mel: jax.Array) -> Stream:
+    """What `normalise` gives -> tokens of the first stage."""
+    return self.embed_picture(self.fold(mel))
 
   def embed_picture(self, picture: jax.Array) -> Stream:
     """A folded spectrogram, float32 [B, image_size, image_size] -> tokens of the first stage."""
@@ -270,7 +296,8 @@ class HTSAT(Encoder):
 
   def attention(self, layer: int, stream: Stream, prefix: PrefixLike | None = None) -> Stream:
     """The whole block."""
-    return stream.replace(tokens=self.blocks[layer](stream.tokens, prefix))
+    scale = None if stream.branch_scale is None else stream.branch_scale[layer]
+    return stream.replace(tokens=self.blocks[layer](stream.tokens, prefix, scale))
 
   def mlp(self, layer: int, stream: Stream) -> Stream:
     """The identity: `attention` has run the whole block."""

@@ -70,11 +70,16 @@ def load(
     params = cast(jax.jit(lambda: module.init(jax.random.key(seed), example_input(module))["params"])(), dtype)
     params = params if sharding is None else jax.device_put(params, sharding)
     tokenizer = Tokenizer(SHIPPED / "nano_text" / TOKENIZER) if modality == "text" else None
-    return Pretrained(name, module, params, f"random seed {seed}", {"source": "random"}, tokenizer)
+    return Pretrained(name, module, params, identity(name, weights, seed), {"source": "random"}, tokenizer)
   folder = folder_of(name, weights)
   params = read(folder / FILE, module, dtype, sharding)
   tokenizer = Tokenizer(folder / TOKENIZER, getattr(module, "pad_id", 0)) if modality == "text" else None
-  return Pretrained(name, module, params, sha256(folder / FILE), metadata_of(folder), tokenizer)
+  return Pretrained(name, module, params, identity(name, weights), metadata_of(folder), tokenizer)
+
+
+def identity(name: str, weights: str, seed: int = 0) -> str:
+  """The digest of an encoder's file, or what stands for it."""
+  return f"random seed {seed}" if weights == "random" else sha256(folder_of(name, weights) / FILE)
 
 
 def folder_of(name: str, weights: str) -> pathlib.Path:

@@ -22,6 +22,7 @@ class CLIPText(Encoder):
   modality: ClassVar[str] = "text"
   vocabulary_size: int = 49_408
   context_length: int = 77
+  unroll: bool = False  # write the loop over layers out, for who counts the operations of a compiled program
 
   @property
   def num_tokens(self) -> int:
@@ -67,7 +68,8 @@ class CLIPText(Encoder):
       tokens = block.apply({"params": params}, tokens, None, mask, method="attention")
       return block.apply({"params": params}, tokens, method="mlp"), None
 
-    tokens, _ = jax.lax.scan(layer, stream.tokens, jax.tree.map(lambda *x: jnp.stack(x), *weights))
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *weights)
+    tokens, _ = jax.lax.scan(layer, stream.tokens, stacked, unroll=self.depth if self.unroll else 1)
     return stream.replace(tokens=tokens)
 
   def pool(self, stream: Stream) -> Features:

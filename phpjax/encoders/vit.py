@@ -142,6 +142,7 @@ class AST(Encoder):
   stride: int = 10
   mean: float = -4.2677393  # AudioSet statistics of the log filter bank
   std: float = 4.5689974
+  drop_path_rate: ClassVar[float] = 0.0
   with_text: bool = True  # trained with text: has a projection and a temperature; the AudioSet weights have neither
   num_special: ClassVar[int] = 2
 
@@ -174,10 +175,19 @@ class AST(Encoder):
 
   def stem(self, wave: jax.Array) -> Stream:
     """int16 or float [B, samples] -> tokens [B, 2 + patches, D], class and distillation token first."""
-    fbank = audio_frontend.kaldi_fbank(audio_frontend.to_float(wave), self.sample_rate_hz, self.num_mels)
-    return self.embed_mel((fbank - self.mean) / (2 * self.std))
+    return self.embed_normalised(self.normalise(self.log_mel(wave)))
 
-  def embed_mel(self, fbank: jax.Array) -> Stream:
+  def log_mel(self, wave: jax.Array, repeats: int | None = None) -> jax.Array:
+    """int16 or float [B, samples] -> Kaldi's log filter bank, float32 [B, frames, mels]; nothing is ever repeated here."""
+    del repeats
+    return audio_frontend.kaldi_fbank(audio_frontend.to_float(wave), self.sample_rate_hz, self.num_mels)
+
+  def normalise(self, fbank: jax.Array, groups: int | None = None) -> jax.Array:
+    """By AudioSet's statistics, in training mode too."""
+    del groups
+    return (fbank - self.mean) / (2 * self.std)
+
+  def embed_normalised(self, fbank: jax.Array) -> Stream:
     """Standardised filter bank, float32 [B, frames, mels] -> tokens as `stem` gives them."""
     picture = fbank.swapaxes(1, 2)[..., None]  # frequency is the first image axis
     patches = self.patch_embedding(picture.astype(self.dtype))

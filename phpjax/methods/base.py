@@ -17,33 +17,59 @@ class Sizes:
   """What a method needs to know of one encoder: plain numbers, so that nothing is hard-coded.
 
   Attributes:
-    width, num_tokens: of the first layer; `uniform`: of all layers (HTS-AT's change from stage to stage).
-    joint: its features can be compared with another modality's and carry a temperature.
+    layer_widths, layer_tokens: channels and number of the tokens that each layer reads.
+    embed_dim: of the pooled features.
+    joint: these can be compared with another modality's and carry a temperature.
+    noisy: an audio encoder that can be run in training mode (see `Method.stem`).
   """
 
-  width: int
-  num_tokens: int
+  layer_widths: tuple[int, ...]
+  layer_tokens: tuple[int, ...]
   num_heads: int
-  depth: int
   embed_dim: int
-  uniform: bool = True
   joint: bool = True
+  noisy: bool = False
 
   @classmethod
   def of(cls, module: Any) -> Sizes:
     """The sizes of an encoder."""
-    layers = {(module.layer_width(i), module.layer_tokens(i)) for i in range(module.depth)}
-    uniform = layers <= {(module.width, module.num_tokens)}
-    return cls(module.width, module.num_tokens, module.num_heads, module.depth, module.embed_dim, uniform, module.joint)
+    widths = tuple(module.layer_width(i) for i in range(module.depth))
+    tokens = tuple(module.layer_tokens(i) for i in range(module.depth))
+    return cls(widths, tokens, module.num_heads, module.embed_dim, module.joint, hasattr(module, "embed_normalised"))
+
+  @property
+  def depth(self) -> int:
+    """Layers."""
+    return len(self.layer_widths)
+
+  @property
+  def width(self) -> int:
+    """Channels of the first layer; of all layers if `uniform`."""
+    return self.layer_widths[0]
+
+  @property
+  def num_tokens(self) -> int:
+    """Tokens of the first layer; of all layers if `uniform`."""
+    return self.layer_tokens[0]
+
+  @property
+  def uniform(self) -> bool:
+    """Whether all layers are alike (those of HTS-AT change from stage to stage)."""
+    return len(set(zip(self.layer_widths, self.layer_tokens, strict=True))) == 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-  """The encoders' sizes, one field per modality (None: not configured)."""
+  """The encoders' sizes, one field per modality (None: not configured).
+
+  Attributes:
+    audio_text: the text tower whose space the audio encoder shares, where that is not `text` (CLAP's beside CLIP's).
+  """
 
   visual: Sizes | None = None
   audio: Sizes | None = None
   text: Sizes | None = None
+  audio_text: Sizes | None = None
 
   def present(self) -> tuple[str, ...]:
     """The configured modalities, in the order visual, audio, text."""
@@ -60,11 +86,13 @@ class Method:
 
   Attributes:
     backbone: sizes of the encoders.
+    remat: keep only what stands between layers for the gradient and compute the rest again: less memory, more time.
     needs_query: run the unprompted encoders first and hand their features to `start`.
     needs_past: hand the other tasks' prompts, stacked and masked, to `start`.
   """
 
   backbone: Backbone
+  remat: bool = False
   needs_query: ClassVar[bool] = False
   needs_past: ClassVar[bool] = False
 
@@ -94,7 +122,12 @@ class Method:
 
   def empty(self) -> Method:
     """The method that changes nothing, for query passes."""
-    return Method(self.backbone)
+    return Method(self.backbone, self.remat)
+
+  def stem(self, modality: str, module: Any, inputs: jax.Array, *, task: Any, rng: jax.Array | None, train: bool) -> Any:
+    """Inputs of vision or audio, [B, T, ...] -> the first tokens of their encoder, seconds folded into the batch."""
+    del modality, task, rng, train
+    return module.stem(inputs.reshape(-1, *inputs.shape[2:]))
 
   def start(
     self,
@@ -106,11 +139,15 @@ class Method:
     streams: Tree,
     *,
     query: Tree | None,
+    mask: jax.Array | None,
     rng: jax.Array | None,
     train: bool,
   ) -> Tree:
-    """Once per forward, with the stems' streams: whatever `prefix` and `adapt` need later (the context)."""
-    del task, trainable, frozen, state, past, streams, query, rng, train
+    """Once per forward, with the stems' streams: whatever `prefix` and `adapt` need later (the context).
+
+    `mask` float32 [B] is 0 for clips that pad the batch, None if there is none.
+    """
+    del task, trainable, frozen, state, past, streams, query, mask, rng, train
     return {}
 
   def prefix(self, context: Tree, step: int) -> Tree:

@@ -5,140 +5,96 @@ Three phases inside two frozen encoders that run in lock step:
   middle   task-specific, modality-shared generators that turn the input into prompts (blocks 3, 4);
   deep     task-specific prompts, one set per modality (blocks 5 to 11).
 Event tasks are scored against class texts: visual features against CLIP text with learnable context words, audio
-features against the audio-text tower. Where the released code departs from the paper's intent, this is the intent
-(reference table of quirks: 1, 3, 4, 5, 6 and 22 repaired).
+features against the audio-text tower. Where the released code departs from the paper's intent, the default is the intent;
+phpjax/compat.py lists the options that bring the release back.
+
+An audio encoder of stages (HTS-AT) takes middle prompts as numbers added to its first channels, as released, and deep ones
+as extra keys and values in every window; one whose layers are alike (AST) takes both as a prefix, as vision does.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax import linen as nn
 
-from phpjax.methods.base import Method, Tree
-from phpjax.methods.php_modules import ClipAdapter, MiddlePrompts, ShallowAdapter
-from phpjax.methods.prompts import broadcast_prefix, l2_normalise, similarity
-
-PAIR = ("visual", "audio")
-NUM_CONTEXT_WORDS = 4  # place holders of the visual class texts (phpjax/tasks/event.py)
+from phpjax.methods.base import Tree
+from phpjax.methods.php_modules import (
+  ClipAdapter,
+  MiddlePrompts,
+  ShallowAdapter,
+  add_to_first_channels,
+  contrast,
+  lay_out_reshaped,
+  pool_cells,
+  select_by_key,
+)
+from phpjax.methods.php_noise import noisy_stem
+from phpjax.methods.php_options import PAIR, PHPOptions
+from phpjax.methods.prompts import Prefix, broadcast_prefix, l2_normalise, similarity
 
 
 @dataclasses.dataclass(frozen=True)
-class PHP(Method):
-  """Progressive homeostatic and plastic prompt tuning.
-
-  Attributes:
-    shallow, mid, deep: steps that carry adapters, generated prompts, deep prompts; empty switches a phase off.
-    num_latents, reduction, groups, alpha, beta, gamma: of the shallow adapters.
-    num_mid_prompts: prompts per middle layer, half of them keys, half values.
-    codebook_size, generator_depth: of the prompt generators.
-    deep_length: deep prompts per layer, each for keys and for values.
-    num_context: learnable context words in front of a class name.
-    audio_logit_scale: "released" multiplies audio scores by the stored scale as it is, "exp" by its exponential
-      as CLAP itself does (quirk 12).
-    warm_start: a task's prompts begin where the previous task's ended (quirk 8), else fresh.
-    class_weight, audio_to_visual_weight, visual_to_audio_weight: loss weights of event tasks.
-  """
-
-  shallow: tuple[int, ...] = (0, 1)
-  mid: tuple[int, ...] = (3, 4)
-  deep: tuple[int, ...] = (5, 6, 7, 8, 9, 10, 11)
-  num_latents: int = 32
-  reduction: int = 8
-  groups: int = 2
-  alpha: float = 0.2
-  beta: float = 0.05
-  gamma: float = 0.01
-  num_mid_prompts: int = 32
-  codebook_size: int = 256
-  generator_depth: int = 3
-  deep_length: int = 10
-  num_context: int = 4
-  audio_logit_scale: str = "released"
-  warm_start: bool = True
-  class_weight: float = 5.0
-  audio_to_visual_weight: float = 2.0
-  visual_to_audio_weight: float = 1.5
-
-  def __post_init__(self) -> None:
-    problems = []
-    if missing := [m for m in ("visual", "audio", "text") if m not in self.backbone.present()]:
-      problems.append(f"needs encoders for {', '.join(missing)}")
-    else:
-      problems += self._phase_problems()
-    if self.audio_logit_scale not in ("released", "exp"):
-      problems.append(f"audio_logit_scale is released or exp, not {self.audio_logit_scale!r}")
-    if not 1 <= self.num_context <= NUM_CONTEXT_WORDS:
-      problems.append(f"num_context is 1 to {NUM_CONTEXT_WORDS} (place holders before a class name), not {self.num_context}")
-    if self.num_mid_prompts % 2:
-      problems.append(f"num_mid_prompts must be even, not {self.num_mid_prompts}")
-    if problems:
-      raise ValueError("method php " + "; ".join(problems))
-
-  def _phase_problems(self) -> list[str]:
-    """What is wrong with the phases for these encoders."""
-    visual, audio, found = self.backbone.visual, self.backbone.audio, []
-    encoders = {m: getattr(self.backbone, m) for m in ("visual", "audio", "text")}
-    if alone := [m for m, sizes in encoders.items() if m != "text" and not sizes.joint]:
-      found.append(f"compares features with class texts, but the encoder for {' and '.join(alone)} shares no space with text")
-    elif len({sizes.embed_dim for sizes in encoders.values()}) > 1:
-      shown = ", ".join(f"{m} {sizes.embed_dim}" for m, sizes in encoders.items())
-      found.append(f"compares features of all encoders and needs embeddings of one size, got {shown}")
-    if changing := [m for m, sizes in encoders.items() if not sizes.uniform]:
-      found.append(f"does not run yet on an encoder whose layers differ in width, as that for {changing[0]} does")
-    if self.mid and visual.width != audio.width:
-      found.append(
-        f"shares its middle generators between modalities and needs equal widths, got visual {visual.width} and audio "
-        f"{audio.width}"
-      )
-    depth = min(visual.depth, audio.depth)  # a deeper encoder takes several layers per step
-    outside = [layer for layer in (*self.shallow, *self.mid, *self.deep) if not 0 <= layer < depth]
-    if outside:
-      found.append(f"has a prompt in layer {max(outside)}, the encoders have {depth} layers")
-    prompted = (*self.mid, *self.deep)
-    if twice := sorted({layer for layer in prompted if prompted.count(layer) > 1}):
-      found.append(f"has more than one prompt of mid and deep in layer {twice[0]}, a layer takes one")
-    return found
+class PHP(PHPOptions):
+  """Progressive homeostatic and plastic prompt tuning."""
 
   # -- modules -------------------------------------------------------------------------------------------------
 
-  def adapter(self) -> ShallowAdapter:
-    """The shallow adapter; gated for both modalities, or writing audio back would inject noise at step 0 (quirk 22)."""
-    return ShallowAdapter(self.num_latents, self.reduction, self.groups, self.alpha, self.beta, self.gamma)
+  def adapter(self, modality: str) -> ShallowAdapter:
+    """The shallow adapter of a modality."""
+    gated = modality == "visual" or self.gate_audio
+    return ShallowAdapter(self.num_latents, self.reduction, self.groups, self.alpha, self.beta, self.gamma, gated)
+
+  def adapted(self, site: str) -> tuple[str, ...]:
+    """The modalities that have an adapter at a site: nothing reads audio's second one unless it is written back."""
+    return PAIR if self.write_back or site == "attention" else ("visual",)
 
   def generators(self) -> MiddlePrompts:
     """The middle phase of one task."""
-    return MiddlePrompts(
-      len(self.mid), self.num_mid_prompts, self.codebook_size, self.generator_depth, self.backbone.visual.num_heads
-    )
+    sizes = (len(self.mid), self.num_mid_prompts, self.codebook_size, self.generator_depth, self.backbone.visual.num_heads)
+    return MiddlePrompts(*sizes, remat=self.remat)
 
   # -- parameters ----------------------------------------------------------------------------------------------
 
   def init_shared(self, rng: jax.Array) -> Tree:
     """Shallow adapters, class context, CLIP adapters and the audio map of the contrastive head."""
-    embed = self.backbone.visual.embed_dim
-    row = jnp.zeros((1, embed))
+    embed = {m: self.text_of(m).embed_dim for m in PAIR}
+    row = jnp.zeros((1, embed["visual"]))
     keys = iter(jax.random.split(rng, 64))
     adapters = self._init_adapters([next(keys) for _ in range(2 * len(PAIR) * len(self.shallow))]) if self.shallow else {}
     shared = {
       "context": 0.02 * jax.random.normal(next(keys), (self.num_context, self.backbone.text.width)),
       "clip_adapter": ClipAdapter().init(next(keys), row)["params"],
       "clip_adapter_text": ClipAdapter().init(next(keys), row)["params"],
-      "contrastive": {"kernel": jnp.eye(embed), "bias": jnp.zeros(embed)},
+      "contrastive": {"kernel": jnp.eye(embed["audio"], embed["visual"]), "bias": jnp.zeros(embed["visual"])},
     }
+    if maps := {m: sizes for m in PAIR if not (sizes := getattr(self.backbone, m)).joint}:
+      init, scale = nn.initializers.lecun_normal(), math.log(1 / 0.07)  # where CLIP's temperature started
+      kernel = {m: init(next(keys), (sizes.embed_dim, embed[m])) for m, sizes in maps.items()}
+      shared["maps"] = {m: {"kernel": x, "logit_scale": jnp.asarray(scale)} for m, x in kernel.items()}
     return {"adapters": adapters, **shared} if adapters else shared
 
   def _init_adapters(self, keys: list[jax.Array]) -> Tree:
-    """An adapter per shallow step, site and modality; vectorised over the first two, which compiles a quarter of the code."""
-    sites = [f"step_{step}_{site}" for step in self.shallow for site in ("attention", "mlp")]
-    stems = {m: jnp.zeros((1, getattr(self.backbone, m).num_tokens, getattr(self.backbone, m).width)) for m in PAIR}
-    init = lambda key, m: self.adapter().init(key, stems[m], stems[other(m)])["params"]
-    stacked = {m: jax.vmap(functools.partial(init, m=m))(jnp.stack(keys[i :: len(PAIR)])) for i, m in enumerate(PAIR)}
-    return {site: jax.tree.map(lambda x, i=i: x[i], stacked) for i, site in enumerate(sites)}
+    """An adapter per shallow step, site and modality; vectorised over sites of equal sizes, which compiles less code."""
+    sites = [(step, site) for step in self.shallow for site in ("attention", "mlp")]
+    adapters: Tree = {f"step_{step}_{site}": {} for step, site in sites}
+    visual = self.backbone.visual
+    for sizes in dict.fromkeys(self.audio_layer(step) for step in self.shallow):
+      chosen = [i for i, (step, _) in enumerate(sites) if self.audio_layer(step) == sizes]
+      stems = {"visual": jnp.zeros((1, visual.num_tokens, visual.width)), "audio": jnp.zeros((1, *sizes))}
+      for k, m in enumerate(PAIR):
+        init = lambda key, m=m, stems=stems: self.adapter(m).init(key, stems[m], stems[other(m)])["params"]
+        stacked = jax.vmap(init)(jnp.stack([keys[len(PAIR) * i + k] for i in chosen]))
+        for row, i in enumerate(chosen):
+          if m in self.adapted(sites[i][1]):
+            adapters["step_{}_{}".format(*sites[i])][m] = jax.tree.map(lambda x, row=row: x[row], stacked)
+    return adapters
 
   def init_task(self, rng: jax.Array, task: Any, previous: Tree | None) -> Tree:
     """Middle generators and deep prompts U(-1, 1); warm-started from the previous task unless switched off."""
@@ -150,11 +106,26 @@ class PHP(Method):
       width = self.backbone.visual.width
       prompts["mid"] = self.generators().init(key_mid, jnp.zeros((1, 2, width)), jnp.zeros(width))["params"]
     if self.deep:
-      prompts["deep"] = {
-        m: jax.random.uniform(key, (len(self.deep), 2, self.deep_length, getattr(self.backbone, m).width), minval=-1, maxval=1)
-        for m, key in zip(PAIR, keys, strict=True)
-      }
+      deep = {m: self._init_deep(m, key) for m, key in zip(PAIR, keys, strict=True)}
+      prompts["deep"] = deep if self.deep_audio else {"visual": deep["visual"]}
     return prompts
+
+  def _init_deep(self, modality: str, rng: jax.Array) -> Tree:
+    """{step: [2, P, D], keys and values} or, of a pool, [2, pool, P, D]."""
+    pool = () if self.deep_select == "task" else (self.deep_pool,)
+    width = lambda step: self.audio_layer(step)[1] if modality == "audio" else self.backbone.visual.width
+    shapes = {step: (2, *pool, self.deep_length, width(step)) for step in self.deep}
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    numbers = jax.random.uniform(rng, (int(ends[-1]),), minval=-1, maxval=1)
+    pieces = jnp.split(numbers, ends[:-1])
+    return {f"step_{step}": x.reshape(shape) for (step, shape), x in zip(shapes.items(), pieces, strict=True)}
+
+  def init_task_state(self, task: Any) -> Tree:
+    """The pool's keys U(-1, 1), which nothing ever trains: the same for every task."""
+    if self.deep_select == "task" or not self.deep:
+      return {}
+    shape = (self.deep_pool, self.backbone.visual.width)
+    return {"deep_keys": jax.random.uniform(jax.random.key(0), shape, minval=-1, maxval=1)}
 
   def init_head(self, rng: jax.Array, task: Any) -> Tree:
     """Event tasks need only the task's calibration: their classifier is text."""
@@ -163,9 +134,24 @@ class PHP(Method):
   def uses(self, task: Any) -> tuple[str, ...]:
     """The adapters always, the class-text parts for event tasks only."""
     adapters = ("adapters",) if self.shallow else ()
-    return (*adapters, "context", "clip_adapter", "clip_adapter_text", "contrastive") if task.kind == "event" else adapters
+    maps = ("maps",) if any(not getattr(self.backbone, m).joint for m in PAIR) else ()
+    words = ("context", "clip_adapter", "clip_adapter_text", "contrastive", *maps)
+    return (*adapters, *words) if task.kind == "event" else adapters
 
   # -- inside the encoders -------------------------------------------------------------------------------------
+
+  def stem(self, modality: str, module: Any, inputs: jax.Array, *, task: Any, rng: jax.Array | None, train: bool) -> Any:
+    """Audio in training mode or repeated as the release does, if the options say so."""
+    noisy = self.audio_noise if train else self.train_mode_at_test
+    repeats = task.seconds if self.audio_repeats == "seconds" else None
+    if modality != "audio" or not (noisy or repeats):
+      return super().stem(modality, module, inputs, task=task, rng=rng, train=train)
+    wave = inputs.reshape(-1, *inputs.shape[2:])
+    if not noisy:
+      return module.embed_normalised(module.normalise(module.log_mel(wave, repeats)))
+    groups = 1 if train else len(inputs)  # the release tests clip by clip
+    rng = jax.random.key(0) if rng is None else rng  # noise at test is the same for every run
+    return noisy_stem(module, wave, rng, groups=groups, mix=self.mixup and task.kind == "segmentation", repeats=repeats)
 
   def start(
     self,
@@ -177,28 +163,70 @@ class PHP(Method):
     streams: Tree,
     *,
     query: Tree | None,
+    mask: jax.Array | None,
     rng: jax.Array | None,
     train: bool,
   ) -> Tree:
     """Generates the middle prompts from the stems (before any norm) and lays out the deep ones."""
-    del task, state, past, query, rng, train
+    del past, query, rng
     shared, prompts = {**frozen["shared"], **trainable["shared"]}, self.prompts(trainable)
     prefixes: dict[int, Tree] = {step: {} for step in (*self.mid, *self.deep)}
+    added: dict[int, jax.Array] = {}
     for m in (m for m in PAIR if m in streams):
-      tokens = streams[m].tokens
       if self.mid:
-        class_token = frozen["encoders"]["visual"]["class_embedding"]
+        tokens, staged = streams[m].tokens, not getattr(self.backbone, m).uniform
+        tokens = pool_cells(tokens, self.backbone.visual.width) if staged else tokens
+        class_token = frozen["encoders"]["visual"]["class_embedding"]  # for audio too (quirk 9)
         generated = self.generators().apply({"params": prompts["mid"]}, tokens, class_token)
-        prefixes.update({step: {**prefixes[step], m: prefix} for step, prefix in zip(self.mid, generated, strict=True)})
-      for slot, step in enumerate(self.deep):
-        prefixes[step] = {**prefixes[step], m: broadcast_prefix(prompts["deep"][m][slot], tokens.shape[0], "normed")}
-    scale = jnp.exp(frozen["encoders"]["visual"]["logit_scale"])
+        for step, prefix in zip(self.mid, generated, strict=True):
+          if staged:
+            added[step] = jnp.stack([prefix.key, prefix.value], axis=1)
+          else:
+            prefixes[step][m] = prefix
+    if self.deep:
+      rows = len(next(iter(streams.values())).tokens)
+      clips = len(mask) if mask is not None else rows // task.seconds
+      chosen, real = self._choose(state, streams, clips, mask, train)
+      for m in (m for m in prompts["deep"] if m in streams):
+        for step in self.deep:
+          prefixes[step][m] = self._lay_out(prompts["deep"][m][f"step_{step}"], chosen, rows, real)
     return {
       "prefixes": prefixes,
+      "added": added,
       "adapters": shared.get("adapters", {}),
       "contrastive": shared["contrastive"],
-      "logit_scale": scale,
+      "maps": shared.get("maps", {}),
+      "logit_scale": jnp.exp(self._logit_scale("visual", shared, frozen)) if task.kind == "event" else None,
     }
+
+  def _choose(
+    self, state: Tree, streams: Tree, clips: int, mask: jax.Array | None, train: bool
+  ) -> tuple[jax.Array | None, jax.Array | int]:
+    """-> (which set of a pool each group of rows takes, int32 [groups]; None without a pool), real rows of a group.
+
+    The whole batch is a group in training, each clip is one at test, as in the release, which tests clip by clip.
+    """
+    rows = len(next(iter(streams.values())).tokens)
+    groups = 1 if train else clips
+    real = rows // groups if mask is None or not train else rows // clips * mask.sum().astype(jnp.int32)
+    if self.deep_select == "task":
+      return None, real
+    if "visual" not in streams:  # nothing to ask with
+      return jnp.zeros(groups, jnp.int32), real
+    query = streams["visual"].tokens.mean(axis=1)
+    votes = None if mask is None or not train else jnp.repeat(mask, rows // clips)
+    return select_by_key(query, state["task"]["method"]["deep_keys"], groups, votes), real
+
+  def _lay_out(self, prompt: jax.Array, chosen: jax.Array | None, rows: int, real: jax.Array | int) -> Prefix:
+    """prompt [2, P, D] or, of a pool, [2, pool, P, D] -> keys and values for every row."""
+    if self.deep_layout == "keys_values" and chosen is None:
+      return broadcast_prefix(prompt, rows, "normed")
+    sets = prompt[None] if chosen is None else prompt.swapaxes(0, 1)[chosen]  # [groups, 2, P, D]
+    each = rows // len(sets)
+    if self.deep_layout == "reshaped":
+      key, value = jax.vmap(lambda x: lay_out_reshaped(x, real, each))(sets)  # [groups, rows / groups, P, D]
+      return Prefix(key.reshape(rows, *key.shape[2:]), value.reshape(rows, *value.shape[2:]), "normed")
+    return Prefix(*(jnp.repeat(sets[:, i], each, axis=0) for i in (0, 1)), "normed")
 
   def prompts(self, trainable: Tree) -> Tree:
     """Where the task-specific prompts live."""
@@ -209,14 +237,22 @@ class PHP(Method):
     return context["prefixes"].get(step, {})
 
   def adapt(self, context: Tree, site: str, step: int, streams: Tree) -> Tree:
-    """Shallow adapters: both modalities read the un-adapted pair; identity where a partner is absent."""
-    if site not in ("attention", "mlp"):
-      return streams
-    params = context["adapters"].get(f"step_{step}_{site}")
+    """Middle prompts of staged audio; shallow adapters, which both read the un-adapted pair; no partner, no change."""
+    if site == "input" and "audio" in streams and step in context["added"]:
+      tokens = add_to_first_channels(streams["audio"].tokens, context["added"][step])
+      return {**streams, "audio": streams["audio"].replace(tokens=tokens)}
+    params = context["adapters"].get(f"step_{step}_{site}") if site in ("attention", "mlp") else None
     if params is None or any(m not in streams for m in PAIR):
       return streams
-    residual = {m: self.adapter().apply({"params": params[m]}, streams[m].tokens, streams[other(m)].tokens) for m in PAIR}
-    return {**streams, **{m: streams[m].replace(tokens=streams[m].tokens + residual[m]) for m in PAIR}}
+    visual, audio = streams["visual"], streams["audio"]
+    pair = {"visual": visual.tokens, "audio": audio.tokens if audio.aside is None else audio.aside}
+    residual = {m: self.adapter(m).apply({"params": params[m]}, pair[m], pair[other(m)]) for m in self.adapted(site)}
+    visual = visual.replace(tokens=visual.tokens + residual["visual"])
+    if self.write_back:
+      audio = audio.replace(tokens=audio.tokens + residual["audio"])
+    else:  # only the visual adapter behind the MLP hears of it (quirk 3)
+      audio = audio.replace(aside=pair["audio"] + residual["audio"] if site == "attention" else None)
+    return {**streams, "visual": visual, "audio": audio}
 
   # -- event tasks ---------------------------------------------------------------------------------------------
 
@@ -250,21 +286,39 @@ class PHP(Method):
   ) -> tuple[Tree, Tree]:
     """Event tasks: similarity to the class texts per second and modality; other tasks: the task's own head."""
     if task.kind != "event":
+      if self.train_mode_at_test and not train:
+        return self._predict_noisy(task, trainable["task"]["head"], state, features, batch), state
       return super().predict(task, trainable, frozen, state, features, context, classes, batch, rng=rng, train=train)
     shared = {**frozen["shared"], **trainable["shared"]}
-    visual = ClipAdapter().apply({"params": shared["clip_adapter"]}, features["visual"].pooled)
-    audio = l2_normalise(features["audio"].pooled)
-    scale = {m: frozen["encoders"][m]["logit_scale"] for m in PAIR}
-    scale = {
-      "visual": jnp.exp(scale["visual"]),
-      "audio": jnp.exp(scale["audio"]) if self.audio_logit_scale == "exp" else scale["audio"],
-    }
+    visual = ClipAdapter().apply({"params": shared["clip_adapter"]}, self._embedding("visual", shared, features))
+    audio = l2_normalise(self._embedding("audio", shared, features))
+    scale = {m: self._logit_scale(m, shared, frozen) for m in PAIR}
+    raw = self.audio_logit_scale == "raw"
+    scale = {"visual": jnp.exp(scale["visual"]), "audio": scale["audio"] if raw else jnp.exp(scale["audio"])}
     logits = {
       "visual": similarity(2 * scale["visual"] * visual, classes["visual"]),
       "audio": similarity(2 * scale["audio"] * audio, classes["audio"]),
     }
     logits = {m: x.reshape(-1, task.seconds, x.shape[-1]) for m, x in logits.items()}
     return task.calibrate(trainable["task"]["head"], logits), state
+
+  def _embedding(self, modality: str, shared: Tree, features: Tree) -> jax.Array:
+    """Pooled features in the space of the class texts; an encoder that shares none with text learns a map (ours)."""
+    pooled = features[modality].pooled
+    return pooled if getattr(self.backbone, modality).joint else pooled @ shared["maps"][modality]["kernel"]
+
+  def _logit_scale(self, modality: str, shared: Tree, frozen: Tree) -> jax.Array:
+    """The logarithm of the temperature: the encoder's own, or the map's."""
+    stored = frozen["encoders"][modality] if getattr(self.backbone, modality).joint else shared["maps"][modality]
+    return stored["logit_scale"]
+
+  def _predict_noisy(self, task: Any, head: Tree, state: Tree, features: Tree, batch: Tree) -> Tree:
+    """A head in training mode, clip by clip: dropout, and batch norm by the statistics of the clip's own frames."""
+    clips = len(batch["mask"])
+    split = jax.tree.map(lambda x: x.reshape(clips, -1, *x.shape[1:]), features)
+    one = lambda f, b: task.predict(head, state, f, b, rng=jax.random.key(0), train=True)[0]
+    outputs = jax.vmap(lambda f, b: one(f, jax.tree.map(lambda x: x[None], b)))(split, batch)
+    return jax.tree.map(lambda x: x[:, 0], outputs)
 
   def task_weight(self, task: Any) -> float:
     """5 for event tasks, 1 for the others."""
@@ -274,11 +328,10 @@ class PHP(Method):
     """Audio-visual contrast between the clips of the batch (event tasks): 2 CE(audio to video) + 1.5 CE(video to audio)."""
     if task.kind != "event":
       return {}
-    visual, audio = (features[m].pooled.reshape(-1, task.seconds, features[m].pooled.shape[-1]) for m in PAIR)
+    pooled = (self._embedding(m, context, features) for m in PAIR)
+    visual, audio = (x.reshape(-1, task.seconds, x.shape[-1]) for x in pooled)
     head = context["contrastive"]
-    audio = l2_normalise((audio @ head["kernel"] + head["bias"]).mean(axis=1))
-    visual = l2_normalise(visual.mean(axis=1))
-    logits = similarity(context["logit_scale"] * audio, visual)  # [B, B]
+    logits = contrast(visual, audio, head["kernel"], head["bias"], context["logit_scale"])  # [B, B]
     real = batch["mask"]
     padding = jnp.where(real > 0, 0.0, -1e9)
     target = jnp.arange(logits.shape[0])

@@ -1,4 +1,4 @@
-"""AVVP (LLP): the ten official F-scores, and the one number of the PHP release.
+"""AVVP (LLP): the ten official F-scores, and the numbers of the PHP release.
 
 Tian et al., ECCV 2020 (https://arxiv.org/abs/2007.10558): F1 of each clip over its classes, mean over clips,
 at segment level (seconds) and event level (runs of seconds), for audio A, visual V, audio-visual AV = A and
@@ -152,6 +152,21 @@ def php_top1(
   if not len(label):
     raise ValueError("no example to score")
   return {"php_top1": float(np.average(first, weights=weight)), "any_label_accuracy": float(np.average(hit, weights=weight))}
+
+
+def released(fused: np.ndarray, label: np.ndarray) -> dict[str, float]:
+  """The scores of PHP's release from scores of whole clips [N, C] and weak labels {0, 1} [N, C].
+
+  Returns:
+    `released_accuracy`: the best class is the lowest active one; `released_accuracy_repeated`: the same, a clip with k labels
+      counted k times, as the release lists it; `any_label_accuracy`: the best class is any active one.
+  """
+  once, repeated = (php_top1(fused[:, None], label, per_label=per_label) for per_label in (False, True))
+  return {
+    "released_accuracy": once["php_top1"],
+    "released_accuracy_repeated": repeated["php_top1"],
+    "any_label_accuracy": once["any_label_accuracy"],
+  }
 
 
 def trivial(true_audio: np.ndarray, true_visual: np.ndarray, mask: np.ndarray | None = None) -> tuple[str, dict[str, float]]:

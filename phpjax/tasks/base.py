@@ -46,6 +46,10 @@ class Task:
   kind: ClassVar[str] = ""
   device_keys: ClassVar[tuple[str, ...]] = ("visual", "audio", "label", "mask")
 
+  def label_shapes(self, seconds: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """{key: (shape of one example, dtype)} of what a batch holds beside media and mask; `seconds` of the clip are run."""
+    raise NotImplementedError
+
   def constants(self, encoders: Tree) -> Tree:
     """Arrays computed once per task, outside jit, from the opened encoders {modality: Pretrained}."""
     del encoders

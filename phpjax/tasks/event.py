@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,8 @@ from flax import linen as nn
 
 from phpjax.tasks.base import Task, Tree, masked_mean
 
-VISUAL_TEXT = "x x x x {} ."  # the leading words are place holders for a method's learnable context
-AUDIO_TEXT = "the sounds of {}"
+VISUAL_TEXT = "x x x x {}."  # the leading words are place holders for a method's learnable context
+AUDIO_TEXT = "The sounds of {}"  # CLAP tells capitals apart
 EVENT_MODALITIES = ("visual", "audio")
 
 
@@ -24,15 +24,19 @@ class EventTask(Task):
   kind: ClassVar[str] = "event"
 
   def constants(self, encoders: Tree) -> Tree:
-    """Class texts: "class_ids" int32 [C, L] for the visual side, "audio_text" float32 [C, E] for the audio side."""
+    """Class texts: "class_ids" int32 [C, L] for the visual side, "audio_text" float32 [C, E] for the audio side.
+
+    The audio side reads the encoder "audio_text" where there is one (CLAP's own tower), else "text" too. Its texts hold the
+    classes' names as the data write them, underscores included: so does PHP's release.
+    """
     if "text" not in encoders:
       return {}
-    text = encoders["text"]
-    encode = lambda template: text.tokenizer(
-      [template.format(name.replace("_", " ")) for name in self.text_classes()], text.module.context_length
-    )
-    audio_text = jax.jit(text.module.apply)({"params": text.params}, encode(AUDIO_TEXT)).pooled
-    return {"class_ids": jnp.asarray(encode(VISUAL_TEXT)), "audio_text": audio_text}
+    seen, heard = encoders["text"], encoders.get("audio_text", encoders["text"])
+    encode = lambda tower, texts: tower.tokenizer(texts, tower.module.context_length)
+    visual_ids = encode(seen, [VISUAL_TEXT.format(name.replace("_", " ")) for name in self.text_classes()])
+    audio_ids = encode(heard, [AUDIO_TEXT.format(name) for name in self.text_classes()])
+    audio_text = jax.jit(heard.module.apply)({"params": heard.params}, audio_ids).pooled
+    return {"class_ids": jnp.asarray(visual_ids), "audio_text": audio_text}
 
   def text_classes(self) -> tuple[str, ...]:
     """The words behind the columns of a text classifier."""
@@ -69,6 +73,10 @@ class EventTask(Task):
 class AVE(EventTask):
   """Audio-visual event localisation (Tian et al., ECCV 2018): a class per second, the last one is background."""
 
+  def label_shapes(self, seconds: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """The class of every second."""
+    return {"label": ((seconds,), jnp.int32)}
+
   def loss(self, outputs: Tree, batch: Tree) -> jax.Array:
     """Cross-entropy per second of the summed logits."""
     logits = outputs["visual"] + outputs["audio"]
@@ -83,43 +91,85 @@ class AVE(EventTask):
 class AVVP(EventTask):
   """Audio-visual video parsing (Tian et al., ECCV 2020): learns from clip labels, is scored per second and modality.
 
-  The clip's probability pools all seconds of both modalities by the linear softmax sum(p^2) / sum(p) (Wang et al.
-  2019, arXiv 1810.09050), so that a class may be only heard or only seen. PHP's published rule (softmax over
-  classes of the time average) cannot give the official per-modality scores; part C adds it behind a switch.
+  "official": the clip's probability pools all seconds of both modalities by the linear softmax sum(p^2) / sum(p) (Wang et
+  al. 2019, arXiv 1810.09050), so that a class may be only heard or only seen.
+
+  "released" is PHP's rule: one softmax over the classes for the whole clip, of the logits of both modalities together,
+  averaged over its seconds, against the labels as they are (two classes present count twice; quirk 31). There is no
+  background text and nothing to calibrate. The official scores then read a softmax per second and modality: a rule of
+  ours, under which at most one class can be on at a time.
+
+  Attributes:
+    protocol: "official" or "released".
   """
 
+  protocol: str = "official"
+
+  def label_shapes(self, seconds: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """Which classes the clip holds."""
+    del seconds
+    return {"label": ((self.num_classes,), jnp.float32)}
+
   def init_head(self, rng: jax.Array) -> Tree:
-    """As the base class, with biases that start rare: a class is absent from most seconds."""
+    """As the base class; official: with biases that start rare, for a class is absent from most seconds."""
     head = super().init_head(rng)
-    return jax.tree.map(lambda x: x - 2.0 if x.ndim == 1 else x, head)
+    return head if self.released else jax.tree.map(lambda x: x - 2.0 if x.ndim == 1 else x, head)
+
+  @property
+  def released(self) -> bool:
+    """Whether the protocol is that of PHP's release."""
+    return self.protocol == "released"
 
   def text_classes(self) -> tuple[str, ...]:
-    """The classes and "background", against which a silent or empty second is measured."""
-    return (*self.classes, "background")
+    """The classes and, official, "background", against which a silent or empty second is measured."""
+    return self.classes if self.released else (*self.classes, "background")
 
   def init_calibration(self) -> Tree:
-    """A scale per modality and a bias per modality and class turn log-shares into log-odds."""
+    """Official: a scale per modality and a bias per modality and class turn log-shares into log-odds."""
+    if self.released:
+      return super().init_calibration()
     return {
       m: {"log_scale": jnp.full((), -1.0, jnp.float32), "bias": jnp.full((self.num_classes,), 0.5, jnp.float32)}
       for m in EVENT_MODALITIES
     }
 
   def calibrate(self, calibration: Tree, logits: Tree) -> Tree:
-    """Similarities [B, T, C + 1], background last -> log-odds [B, T, C]: the scaled log-share of a class plus a bias."""
+    """Similarities [B, T, C + 1], background last -> log-odds [B, T, C]: the scaled log-share of a class plus a bias.
+
+    Released: [B, T, C], as they are.
+    """
+    if self.released:
+      return super().calibrate(calibration, logits)
     share = {m: nn.log_softmax(x)[..., :-1] for m, x in logits.items()}
     return {m: jnp.exp(calibration[m]["log_scale"]) * share[m] + calibration[m]["bias"] for m in EVENT_MODALITIES}
 
   def loss(self, outputs: Tree, batch: Tree) -> jax.Array:
-    """Binary cross-entropy of the pooled clip probability, summed over classes, mean over clips."""
+    """Mean over clips of: official, the binary cross-entropy of the pooled probability, summed over classes; released, the
+    cross-entropy of the fused logits with labels that do not sum to one."""
+    if self.released:
+      return masked_mean(optax.softmax_cross_entropy(self.fused(outputs), batch["label"]), batch["mask"])
     pooled = self.clip_probability(outputs).clip(1e-6, 1 - 1e-6)
     entropy = -(batch["label"] * jnp.log(pooled) + (1 - batch["label"]) * jnp.log1p(-pooled))
     return masked_mean(entropy.sum(axis=-1), batch["mask"])
 
+  def fused(self, outputs: Tree) -> jax.Array:
+    """Logits of both modalities together, mean over the seconds: [B, C]."""
+    return sum(outputs[m] for m in EVENT_MODALITIES).mean(axis=1)
+
+  def segment_probability(self, outputs: Tree) -> Tree:
+    """{modality: [B, T, C]}: official, of each class on its own; released, of one class among all."""
+    return {m: nn.softmax(outputs[m]) if self.released else nn.sigmoid(outputs[m]) for m in EVENT_MODALITIES}
+
   def clip_probability(self, outputs: Tree) -> jax.Array:
-    """Logits per second and modality -> probability of the class in the clip, [B, C]."""
-    p = nn.sigmoid(jnp.concatenate([outputs[m] for m in EVENT_MODALITIES], axis=1))  # [B, 2 T, C]
-    return jnp.sum(p * p, axis=1) / jnp.sum(p, axis=1).clip(1e-6)
+    """Probability of the class in the clip, [B, C]: the seconds' linear softmax; released: their largest, which rules out
+    nothing that a second has."""
+    p = jnp.concatenate(list(self.segment_probability(outputs).values()), axis=1)  # [B, 2 T, C]
+    return p.max(axis=1) if self.released else jnp.sum(p * p, axis=1) / jnp.sum(p, axis=1).clip(1e-6)
 
   def scores(self, outputs: Tree) -> Tree:
-    """Probabilities {"visual", "audio": [B, T, C], "clip": [B, C]}."""
-    return {**{m: nn.sigmoid(outputs[m]) for m in EVENT_MODALITIES}, "clip": self.clip_probability(outputs)}
+    """Probabilities {"visual", "audio": [B, T, C], "clip": [B, C]}, and the logits "fused" [B, C]."""
+    return {
+      **self.segment_probability(outputs),
+      "clip": self.clip_probability(outputs),
+      "fused": self.fused(outputs),
+    }

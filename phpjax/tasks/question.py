@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,46 @@ def unit(x: jax.Array) -> jax.Array:
   return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-12))
 
 
+class Projection(nn.Module):
+  """The numbers of one projection of an attention: kernel [D, H, d] and bias [H, d] or None."""
+
+  num_heads: int
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, width: int) -> tuple[jax.Array, jax.Array | None]:
+    """The width D = H d of the tokens -> kernel, bias."""
+    shape = (width, self.num_heads, width // self.num_heads)
+    kernel = self.param("kernel", nn.initializers.lecun_normal(in_axis=0, out_axis=(1, 2)), shape)
+    return kernel, self.param("bias", nn.initializers.zeros, shape[1:]) if self.use_bias else None
+
+
+class Attention(nn.Module):
+  """Multi-head attention of a few questions to many tokens.
+
+  The projections of keys and values are moved to the questions' side, (a W) (b W')' = (a W W'') b': a token then costs H
+  products per question and channel where its own key and value would cost 2 D (same numbers; Q H is far below D). Keys have
+  no bias: it would shift all scores of a question alike.
+  """
+
+  num_heads: int
+  dropout: float
+
+  @nn.compact
+  def __call__(self, question: jax.Array, tokens: jax.Array, train: bool) -> jax.Array:
+    """question [B, Q, D], tokens [B, L, D] -> [B, Q, D]."""
+    width = question.shape[-1]
+    query, query_bias = Projection(self.num_heads, name="query")(width)
+    key, _ = Projection(self.num_heads, use_bias=False, name="key")(width)
+    value, value_bias = Projection(self.num_heads, name="value")(width)
+    asked = (jnp.einsum("bqk,khd->bqhd", question, query) + query_bias) * query.shape[-1] ** -0.5
+    weights = nn.softmax(jnp.einsum("bqhk,blk->bqhl", jnp.einsum("bqhd,khd->bqhk", asked, key), tokens))
+    weights = nn.Dropout(self.dropout, deterministic=not train)(weights)
+    heard = jnp.einsum("bqhk,khd->bqhd", jnp.einsum("bqhl,blk->bqhk", weights, tokens), value)
+    heard = heard + weights.sum(axis=-1, keepdims=True) * value_bias  # dropped weights do not sum to one
+    return nn.Dense(width, name="out")(heard.reshape(*question.shape[:2], -1))
+
+
 class Listener(nn.Module):
   """The question attends to a sequence, then a feed-forward block (as in PHP's release)."""
 
@@ -28,8 +68,7 @@ class Listener(nn.Module):
   def __call__(self, question: jax.Array, tokens: jax.Array, train: bool) -> jax.Array:
     """question [B, Q, D], tokens [B, L, D] -> [B, Q, D]."""
     drop = nn.Dropout(self.dropout, deterministic=not train)
-    read = nn.MultiHeadDotProductAttention(self.num_heads, dropout_rate=self.dropout, deterministic=not train, name="attn")
-    u = read(question, tokens)
+    u = Attention(self.num_heads, self.dropout, name="attn")(question, tokens, train)
     h = nn.Dense(u.shape[-1], name="fc_2")(drop(nn.relu(nn.Dense(u.shape[-1], name="fc_1")(u))))
     return nn.LayerNorm(epsilon=1e-5, name="norm")(u + drop(h))
 
@@ -41,6 +80,7 @@ class QuestionHead(nn.Module):
   num_answers: int
   width: int
   dropout: float = 0.1
+  num_heads: int = 4
 
   @nn.compact
   def __call__(self, visual: jax.Array, audio: jax.Array, question: jax.Array, train: bool) -> jax.Array:
@@ -53,7 +93,7 @@ class QuestionHead(nn.Module):
     flat = lambda x: x.reshape(x.shape[0], -1, self.width)
     looked, heard = flat(looked), flat(heard)
     answers = [
-      Listener(4, self.dropout, name=name)(asked, x, train) + x.mean(axis=1, keepdims=True)
+      Listener(self.num_heads, self.dropout, name=name)(asked, x, train) + x.mean(axis=1, keepdims=True)
       for name, x in (("audio_listener", heard), ("visual_listener", looked))
     ]
     fused = nn.Dense(self.width, name="fusion")(jnp.tanh(jnp.concatenate(answers, axis=-1)))
@@ -66,7 +106,7 @@ class QuestionHead(nn.Module):
   def encode_question(self, question: jax.Array) -> jax.Array:
     """int32 [B, W] -> [B, D]; pads are read too, as published."""
     words = jnp.tanh(nn.Embed(self.num_words, self.width, name="words")(question))
-    (cell, hidden), _ = nn.RNN(nn.OptimizedLSTMCell(self.width), return_carry=True, name="lstm")(words)
+    (cell, hidden), _ = nn.RNN(nn.OptimizedLSTMCell(self.width, name="lstm"), return_carry=True)(words)
     return nn.Dense(self.width, name="question")(jnp.tanh(jnp.concatenate([hidden, cell], axis=-1)))
 
 
@@ -77,6 +117,11 @@ class AVQA(Task):
   num_words: int = 93
   kind: ClassVar[str] = "question"
   device_keys: ClassVar[tuple[str, ...]] = ("visual", "audio", "question", "question_mask", "label", "mask")
+
+  def label_shapes(self, seconds: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """One question of 14 words and its answer."""
+    del seconds
+    return {"question": ((1, 14), jnp.int32), "question_mask": ((1,), jnp.float32), "label": ((1,), jnp.int32)}
 
   def head(self) -> QuestionHead:
     """The head, as wide as the visual encoder."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,33 @@ from flax import linen as nn
 from phpjax.tasks.base import Task, Tree, masked_mean
 
 
+class PixelScore(nn.Module):
+  """A 1x1 convolution to one channel of features that are first multiplied by one number per pixel, <feature, heard>.
+
+  That is the product of two numbers per pixel, so the weighted features, the largest array of the decoder, are never made.
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array, heard: jax.Array) -> jax.Array:
+    """x [N, H, W, E], heard [N, E] -> [N, H, W]."""
+    kernel = self.param("kernel", nn.initializers.lecun_normal(), (x.shape[-1], 1))
+    both = jnp.stack([heard, jnp.broadcast_to(kernel[:, 0], heard.shape)], axis=-1)  # [N, E, 2]
+    both = jnp.einsum("nhwe,nec->nhwc", x, both)
+    return both[..., 0] * both[..., 1] + self.param("bias", nn.initializers.zeros, (1,))
+
+
 class SegmentationHead(nn.Module):
   """PHP's AVS decoder (as released): patches upsampled by two until they reach pixels, weighted by what the class token hears.
 
-  Channel widths are those of the release at D = 768 (384, 192, 96, 64, ...) and scale with the encoder.
+  Biases that cannot change an output are left out: those of keys, and of convolutions in front of a batch norm.
 
   Attributes:
-    num_doublings: log2 of the patch size.
+    channels: behind each doubling of the patches' grid.
     width: visual width D; embed: width E of the joint features; num_heads: of the cross attention.
     num_special: leading visual tokens that are not patches.
   """
 
-  num_doublings: int
+  channels: tuple[int, ...]
   width: int
   embed: int
   num_heads: int
@@ -35,16 +50,14 @@ class SegmentationHead(nn.Module):
     grid = round((visual.shape[1] - self.num_special) ** 0.5)
     x = visual[:, self.num_special :].reshape(-1, grid, grid, self.width)
     x = nn.Conv(self.width // 2, (1, 1), name="reduce")(x)
-    for i in range(self.num_doublings):
+    for i, channels in enumerate(self.channels):
       x = jax.image.resize(x, (x.shape[0], 2 * x.shape[1], 2 * x.shape[2], x.shape[3]), "bilinear")
-      x = self.conv_norm(x, max(self.width // 2 ** (i + 2), self.width // 12, 16), f"up_{i}", mask, train)
+      x = self.conv_norm(x, channels, f"up_{i}", mask, train)
     x = self.conv_norm(x, self.embed, "pixels", mask, train)
-    heard = self.listen(visual[:, 0], audio)  # [N, E]
-    weight = jnp.einsum("nhwe,ne->nhw", x, heard)
-    return nn.Dense(1, name="mask")(x * weight[..., None])[..., 0]
+    return PixelScore(name="mask")(x, self.listen(visual[:, 0], audio))
 
   def conv_norm(self, x: jax.Array, features: int, name: str, mask: jax.Array, train: bool) -> jax.Array:
-    """3x3 convolution, batch norm over the real frames, ReLU."""
+    """3x3 convolution, batch norm (in training by the statistics of the real frames given), ReLU."""
     x = nn.Conv(features, (3, 3), use_bias=False, name=f"{name}_conv")(x)
     norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=f"{name}_norm")
     return nn.relu(norm(x, mask=jnp.broadcast_to(mask[:, None, None, None] > 0, x.shape)))
@@ -53,7 +66,7 @@ class SegmentationHead(nn.Module):
     """Cross attention: the class token [N, D] asks, the audio tokens [N, K, D'] answer -> [N, E]."""
     context = nn.Dense(self.embed, name="context")(audio)
     split = lambda y: y.reshape(*y.shape[:2], self.num_heads, -1)
-    dense = lambda name, y: split(nn.Dense(self.embed, use_bias=False, name=name)(y))
+    dense = lambda name, y: split(nn.Dense(self.embed, use_bias=name != "key", name=name)(y))
     heard = jax.nn.dot_product_attention(dense("query", class_token[:, None]), dense("key", context), dense("value", context))
     return nn.Dense(self.embed, name="out")(heard.reshape(heard.shape[0], -1))
 
@@ -66,13 +79,19 @@ class AVS(Task):
   kind: ClassVar[str] = "segmentation"
   device_keys: ClassVar[tuple[str, ...]] = ("visual", "audio", "label", "label_mask", "mask")
 
+  def label_shapes(self, seconds: int) -> dict[str, tuple[tuple[int, ...], Any]]:
+    """A mask for every second, and which of them count."""
+    shape = (seconds, self.image_size, self.image_size)
+    return {"label": (shape, jnp.uint8), "label_mask": ((seconds,), jnp.float32)}
+
   def head(self) -> SegmentationHead:
-    """The decoder, sized by the encoders."""
+    """The decoder, sized by the encoders; channels are those of the release (192, 96, 64, 64, 64) at D = 768."""
     patch = self.image_size // round(self.widths.patches**0.5)
     if patch & (patch - 1):
       raise ValueError(f"AVS doubles patches up to pixels: the patch size must be a power of two, got {patch}")
-    heads = max(self.widths.embed // 64, 4)
-    return SegmentationHead(patch.bit_length() - 1, self.widths.visual, self.widths.embed, heads, self.widths.visual_special)
+    width, heads = self.widths.visual, max(self.widths.embed // 64, 4)
+    channels = tuple(max(width // 2 ** (i + 2), width // 12, 16) for i in range(patch.bit_length() - 1))
+    return SegmentationHead(channels, width, self.widths.embed, heads, self.widths.visual_special)
 
   def _variables(self, rng: jax.Array) -> Tree:
     visual = jnp.zeros((1, self.widths.visual_special + self.widths.patches, self.widths.visual))
