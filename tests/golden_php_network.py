@@ -11,20 +11,27 @@ from phpjax import backend, optimizer
 
 NAMES = ("e2e_AVE_b1", "e2e_AVE_b2", "e2e_LLP_b1", "e2e_AVQA_b1", "e2e_AVS_b1")
 OUTPUT, GRADIENT = 1e-4, 1e-3
+# Sums over all numbers of a stream in which terms cancel. Float32 cannot hold them to 1e-3: in AVQA's file the release's own
+# gradients are up to 1.1e-2 (gates) and 9.5e-3 (an element of my_tokens) from float64, our float32 ones 1.4e-2 and 3.1e-3.
+CANCELLING, NORM_OF_THEM, ELEMENT_OF_THEM = ("gate", "gate_av", "my_tokens"), 5e-3, 2e-2
 # A bias in front of a batch norm: with the statistics of a batch it changes nothing, and ours does not hold it.
 DEAD_IN_TRAINING = "handler.visual_decoder.feat_adapter.0.bias"
 
 
-@pytest.fixture(scope="module", params=NAMES)
-def case(request):
-  """(network, what it gives, its gradients if the file holds some)."""
-  network = php_network.open_network(request.param)
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_network(name):
+  """One test per file: what is compared costs little beside the forward and backward pass of all encoders at full size."""
+  network = php_network.open_network(name)
   learns = "grad_norms" in network.config
   function = jax.value_and_grad(network.loss, has_aux=True) if learns else network.loss
   with jax.default_matmul_precision("highest"):
     made = backend.jit(function, compile_effort=0)(*network.inputs)  # runs once
   (loss, found), gradients = made if learns else (made, None)
-  return network, {"loss": loss, **jax.device_get(found)}, gradients
+  found = {"loss": loss, **jax.device_get(found)}
+  check_every_layer(network, found)
+  check_picture_of_the_sound(network)
+  check_outputs(network, found)
+  check_gradients_and_one_step(network, gradients)
 
 
 def close(actual, expected, tolerance=OUTPUT):
@@ -41,8 +48,7 @@ def same_slice(name, actual, arrays, step=1):
   np.testing.assert_allclose([actual.mean(), actual.std()], [mean, std], rtol=OUTPUT, atol=OUTPUT * std)
 
 
-def test_every_layer(case):
-  network, found, _ = case
+def check_every_layer(network, found):
   seen, compared = found["seen"], set()
   for step in network.method.mid:  # the release adds prompts in place: the block before shows them in what it gave
     after, before = f"y_after_block_{step - 1:02d}", f"y_before_block_{step:02d}"
@@ -62,16 +68,14 @@ def test_every_layer(case):
   assert compared == {key.split("/")[1] for key in network.arrays if key.endswith("/slice")}, "all that the file holds"
 
 
-def test_the_picture_of_the_sound(case):
-  network, _, _ = case
+def check_picture_of_the_sound(network):
   wave = network.batch["audio"].reshape(-1, network.batch["audio"].shape[-1])
   picture = lambda m, x: m.fold(m.normalise(m.log_mel(x, network.task.seconds)))
   made = network.modules["audio"].apply({"params": network.frozen["encoders"]["audio"]}, wave, method=picture)
   same_slice("htsat_image", np.asarray(made), network.arrays, step=16)
 
 
-def test_outputs(case):
-  network, found, _ = case
+def check_outputs(network, found):
   arrays, outputs = network.arrays, found["outputs"]
   if network.task.kind == "event":
     close(found["features"]["visual"].pooled, arrays["out/features_visual"])
@@ -86,8 +90,7 @@ def test_outputs(case):
   np.testing.assert_allclose(found["loss"], arrays["out/loss"], rtol=OUTPUT)
 
 
-def test_gradients_and_one_step(case):
-  network, _, gradients = case
+def check_gradients_and_one_step(network, gradients):
   if gradients is None:
     assert not any(key.startswith("g/") for key in network.arrays), "a file without gradients"
     return
@@ -99,14 +102,16 @@ def test_gradients_and_one_step(case):
   for key, expected in wanted.items():
     if key == DEAD_IN_TRAINING:
       norms[key] = expected
-    assert norms[key] == pytest.approx(expected, rel=GRADIENT, abs=1e-7 * max(wanted.values())), key
+    tolerance = NORM_OF_THEM if key.endswith(CANCELLING) else GRADIENT
+    assert norms[key] == pytest.approx(expected, rel=tolerance, abs=1e-7 * max(wanted.values())), key
   assert not any(norms[key] for key in dead & norms.keys()), "nothing learns that is dead in the release"
   total = float(np.linalg.norm([norms[key] for key in wanted]))
   assert total == pytest.approx(float(network.arrays["out/total_grad_norm"]), rel=GRADIENT)
   clipped = max(total / 0.5, 1.0)  # the files hold gradients behind clip_grad_norm_(0.5)
   for key in (k for k in network.arrays if k.startswith("g/w/")):
     expected = network.arrays[key] * clipped
-    close(published[key.removeprefix("g/w/")][tuple(slice(n) for n in expected.shape)], expected, GRADIENT)
+    tolerance = ELEMENT_OF_THEM if key.endswith(CANCELLING) else GRADIENT
+    close(published[key.removeprefix("g/w/")][tuple(slice(n) for n in expected.shape)], expected, tolerance)
   after_a_step(network, gradients, published)
 
 
@@ -136,4 +141,4 @@ def after_a_step(network, gradients, published):
       continue  # dead, or unused by this task: ours does not hold it
     clear = gradient[: len(expected)] > 1e-4 * gradient.max()
     ours = before + np.asarray(moved[theirs]).ravel()[: len(expected)]
-    np.testing.assert_allclose(ours[clear], expected[clear], rtol=0, atol=3e-4 * GRADIENT)
+    np.testing.assert_allclose(ours[clear], expected[clear], rtol=GRADIENT, atol=3e-4 * GRADIENT)

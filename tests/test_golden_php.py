@@ -19,6 +19,7 @@ import php_names as names
 import pytest
 from flax import linen as nn
 from flax import traverse_util
+from golden_php_network import *  # noqa: F403  (the whole network's tests run from here)
 
 from phpjax.encoders import CLIPText
 from phpjax.encoders import names as encoder_names
