@@ -63,9 +63,7 @@ class Run:
   live: Live | None = None
   anchors: Tree = dataclasses.field(default_factory=dict)  # the shared parameters of each learned task at its end
   position: Position = dataclasses.field(default_factory=Position)
-  history: Tree = dataclasses.field(
-    default_factory=lambda: {"matrix": [], "unseen": [], "per_task": [], "drift": [], "skipped": 0}
-  )
+  history: Tree = dataclasses.field(default_factory=lambda: {**{name: [] for name in HISTORY}, "skipped": 0})
   started: float = dataclasses.field(default_factory=time.monotonic)
   reported: float = 0.0  # when the last step was reported, for the rate
   stop: bool = False

@@ -26,7 +26,9 @@ TOLERANCE = 1e-4
 
 def golden(name):
   """(config, arrays) of a file; what is only named by a seed is drawn again, as the files' own README says."""
-  with np.load(FOLDER / f"{name}.npz", allow_pickle=False) as file:
+  path = FOLDER / f"{name}.npz"
+  assert path.is_file(), f"{path} is missing: PHPJAX_GOLDEN must name a folder with all of PHP's golden files"
+  with np.load(path, allow_pickle=False) as file:
     config = json.loads(str(file["cfg"]))
     arrays = {key: file[key] for key in file.files if key != "cfg"}
   for key, drawn in config.get("gen", {}).items():

@@ -7,7 +7,6 @@ and a file that is missing is a failure. Outputs agree to 1e-4, gradients to 1e-
 
 import functools
 import json
-import os
 import pathlib
 import tempfile
 
@@ -20,6 +19,7 @@ import pytest
 from flax import linen as nn
 from flax import traverse_util
 from golden_php_network import *  # noqa: F403  (the whole network's tests run from here)
+from test_golden_encoders import golden
 
 from phpjax.encoders import CLIPText
 from phpjax.encoders import names as encoder_names
@@ -34,9 +34,6 @@ from phpjax.tasks.event import AVE, AVVP
 from phpjax.tasks.question import AVQA, QuestionHead
 from phpjax.tasks.segmentation import AVS, SegmentationHead
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = pathlib.Path(os.environ.get("PHPJAX_GOLDEN", HERE / "golden"))
-FOLDER = ROOT / "php" if (ROOT / "php").is_dir() else ROOT
 OUTPUT, GRADIENT = 1e-4, 1e-3
 
 
@@ -45,19 +42,6 @@ def exact():
   """Full float32 products, as the files were made."""
   with jax.default_matmul_precision("highest"):
     yield
-
-
-def golden(name):
-  """(config, arrays) of a file; what is only named by a seed is drawn again, as the files' own README says."""
-  path = FOLDER / f"{name}.npz"
-  assert path.is_file(), f"{path} is missing: PHPJAX_GOLDEN must name a folder with all of PHP's golden files"
-  with np.load(path, allow_pickle=False) as file:
-    config = json.loads(str(file["cfg"]))
-    arrays = {key: file[key] for key in file.files if key != "cfg"}
-  for key, drawn in config.get("gen", {}).items():
-    normal = np.random.RandomState(drawn["seed"]).standard_normal(tuple(drawn["shape"]))
-    arrays[key] = (normal * drawn["scale"] + drawn["mean"]).astype(np.float32)
-  return config, arrays
 
 
 def under(arrays, *prefixes):
