@@ -110,7 +110,6 @@ def base() -> ConfigDict:
       "visual": {"name": "clip_vit_b32", "weights": "", "statistics": placeholder(str)},
       "audio": {"name": "htsat_tiny", "weights": "", "mel_source": placeholder(str)},
       "text": {"name": "clip_text_b32", "weights": ""},
-      "audio_text": {"name": "roberta_base", "weights": ""},  # class texts for the audio side; without it `text` reads both
     }
   )
   c.protocol = ConfigDict({"avvp": placeholder(str)})  # how a task is learned and scored, where there is more than one way
@@ -185,6 +184,8 @@ def php(variant: str, name: str = "php") -> ConfigDict:
   size, changes = split(variant, PHP_SIZES)
   modules = {"released": "full", "released_toybox": "toybox"}.get(size, size)
   c = sized(modules)
+  if modules == "full":  # class texts for the audio side; without it `text` reads both
+    c.encoders.audio_text = ConfigDict({"name": "roberta_base", "weights": ""})
   empty = {option: placeholder(kind) for option, kind in _PHP_COMPAT.items()}  # made anew: placeholders remember their value
   c.method = ConfigDict({"name": name, "compat": "paper", **_PHP, **empty, **_PHP_OF_SIZE[modules]})
   if size.startswith("released"):

@@ -5,6 +5,7 @@ Weights are random; clips are zeros of the benchmarks' sizes, because no operati
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import resource
@@ -105,7 +106,9 @@ class Bench:
     task_state = sharding.put_replicated({"shared": state["shared"], "task": state["tasks"][name]}, self.mesh)
     self.live = Live(trainable, self.steps.init_optimizer(trainable), task_state)
     labelled_only = self.task.kind == "segmentation" and config.data.labelled_seconds_only
-    self.batch = self.rows(config.batch_size, 1 if labelled_only else self.task.seconds)
+    batch = self.rows(config.batch_size, 1 if labelled_only else self.task.seconds)
+    scale = {"shared": 1.0, "task": 1.0}
+    self.rest = (self.frozen, None, self.constants, batch, jax.random.key(0), scale)  # what a step reads beside `live`
     run.return_freed_memory()
 
   def rows(self, batch_size: int, seconds: int) -> Tree:
@@ -123,8 +126,6 @@ class Bench:
 
   def compile_step(self) -> Any:
     """The training step, compiled."""
-    scale = {"shared": 1.0, "task": 1.0}
-    self.rest = (self.frozen, None, self.constants, self.batch, jax.random.key(0), scale)
     return self.steps.train.lower(self.task, self.live, *self.rest).compile()
 
   def train(self, step: Any) -> Any:
@@ -132,10 +133,13 @@ class Bench:
     self.live, metrics = step(self.live, *self.rest)
     return metrics["loss"]
 
+  @functools.cached_property
+  def eval_batch(self) -> Tree:
+    """Clips with all their seconds."""
+    return self.rows(self.config.eval_batch_size, self.task.seconds)
+
   def evaluate(self) -> Any:
-    """One batch of clips, all their seconds."""
-    if not hasattr(self, "eval_batch"):
-      self.eval_batch = self.rows(self.config.eval_batch_size, self.task.seconds)
+    """One batch of clips."""
     live = self.live
     return self.steps.predict(self.task, live.trainable, live.state, self.frozen, None, self.constants, self.eval_batch)
 

@@ -59,7 +59,8 @@ class Experiment:
   @functools.cached_property
   def constants(self) -> dict[str, Tree]:
     """{task name: what it needs of the encoders once}; encoders that nothing else needs are opened for it and closed again."""
-    opened = {m: load(self.config, m) for m in self.config.encoders if m in ONLY_CONSTANTS}
+    wanted = {m for task in self.tasks.values() for m in task.constant_encoders}
+    opened = {m: load(self.config, m) for m in self.config.encoders if m in ONLY_CONSTANTS and m in wanted}
     return {name: jax.device_get(task.constants({**self.encoders, **opened})) for name, task in self.tasks.items()}
 
   def key(self, *names: str) -> jax.Array:

@@ -40,12 +40,13 @@ def forward(
   kept = jax.checkpoint if method.remat else lambda f: f
   modules = {m: e.bind({"params": frozen["encoders"][m]}) for m, e in encoders.items() if m in batch}
   query = _query(encoders, method, task, trainable, frozen, state, batch) if method.needs_query else None
-  noise = {"task": task, "rng": None if rng is None else jax.random.fold_in(rng, 0), "train": train}
-  streams = {m: _embed(method, m, module, batch[m], noise) for m, module in modules.items()}
+  mask, rng_stem = batch.get("mask"), None if rng is None else jax.random.fold_in(rng, 0)
+  how = {"task": task, "mask": mask, "rng": rng_stem, "train": train}
+  streams = {m: _embed(method, m, module, batch[m], how) for m, module in modules.items()}
   # there is no context before the stems
   streams = method.adapt({"trainable": trainable, "frozen": frozen}, "embed", 0, streams)
   streams = {m: module.positions(streams[m]) if hasattr(module, "positions") else streams[m] for m, module in modules.items()}
-  options = {"query": query, "mask": batch.get("mask"), "rng": rng, "train": train}
+  options = {"query": query, "mask": mask, "rng": rng, "train": train}
   context = method.start(task, trainable, frozen, state, past, streams, **options)
   streams = method.adapt(context, "stem", 0, streams)
   layers = layer_map(counted(encoders, batch))
@@ -91,9 +92,9 @@ def _finish_early_layers(module: Any, layers: tuple[int, ...], step: int, stream
   return stream
 
 
-def _embed(method: Any, modality: str, module: Any, inputs: jax.Array, noise: Tree) -> Any:
+def _embed(method: Any, modality: str, module: Any, inputs: jax.Array, how: Tree) -> Any:
   """Text stops before positions are added; vision and audio run their stem, as the method wants it."""
-  return module.embed(inputs) if hasattr(module, "positions") else method.stem(modality, module, inputs, **noise)
+  return module.embed(inputs) if hasattr(module, "positions") else method.stem(modality, module, inputs, **how)
 
 
 def _query(encoders: Tree, method: Any, task: Any, trainable: Tree, frozen: Tree, state: Tree, batch: Tree) -> Tree:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 import php_names
+import small
 from flax import traverse_util
 from test_golden_encoders import FOLDER, golden
 
@@ -25,15 +26,7 @@ from phpjax.tasks import Widths
 
 Tree = dict[str, Any]
 OURS = {"AVE": "ave", "LLP": "avvp", "AVQA": "avqa", "AVS": "avs"}
-RELEASED = {
-  "write_back": False,
-  "gate_audio": False,
-  "deep_layout": "reshaped",
-  "deep_audio": False,
-  "deep_select": "key_majority",
-  "deep_pool": 3,
-  "audio_repeats": "seconds",
-}
+QUIET = {"audio_noise": False, "train_mode_at_test": False, "mixup": False}  # the files hold evaluation mode
 FROZEN = ("ViT.", "htsat.", "text_encoder.", "token_embedding.", "clap_text_encoder.", "audio_projection.")
 SMALL = {"gate", "gate_av", "gate_tk"}
 TABLES = {"maben", "my_tokens", "positional_embedding", "class_embedding", "ctx", "prompt", "prompt_key"} | {
@@ -202,7 +195,7 @@ def open_network(name: str) -> Network:
   modules, params = encoders_of(weights, config)
   text = modules.get("text", make_encoder("clip_text_b32"))  # AVQA's network has none
   sizes = {m: Sizes.of(module) for m, module in {**modules, "text": text}.items()}
-  method = Recording(Backbone(**sizes), **RELEASED, audio_logit_scale="raw")
+  method = Recording(Backbone(**sizes), **{**small.RELEASED, **QUIET})
   task = task_of(config["task"], modules)
   constants = {}
   if task.kind == "event":

@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from phpjax import compat
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.encoders import AST, CLIPText, CLIPVision, pretrained
 from phpjax.methods import PHP, Backbone, Sizes
 from phpjax.tasks import Widths
 
 Tree = dict[str, Any]
+RELEASED = {name.removeprefix("method."): o.released for name, o in compat.OPTIONS.items() if name.startswith("method.")}
 SECONDS, IMAGE, RATE_HZ, WORDS, CONTEXT = 2, 8, 4000, 32, 12
 TASKS = {name: benchmark.task for name, benchmark in BENCHMARKS.items()}
 

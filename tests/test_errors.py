@@ -11,7 +11,7 @@ from command import ROOT, cli_server, tiny_toybox  # noqa: F401  fixtures
 from data_pipelines import DATASETS, loader
 
 TINY = "--config=configs/linear_probe.py:tiny"
-FULL = "--config=configs/linear_probe.py"
+FULL = "--config=configs/php_avqa.py"
 PHP = "--config=configs/php_avqa.py:tiny"
 
 
@@ -100,13 +100,18 @@ def test_options_of_php_that_do_not_fit_are_named(run, arguments):
   refused(run(PHP, *(f"--config.{argument}" for argument in arguments)), *WRONG_OF_PHP[arguments])
 
 
+def test_the_probe_does_not_ask_for_what_it_does_not_read(run):
+  done = run("--config=configs/linear_probe.py")
+  refused(done, "clip_vit_b32", "htsat_tiny")
+  assert "roberta_base" not in done.err
+
+
 def test_options_of_an_encoder_that_does_not_know_them(run):
-  full = "--config=configs/php_avqa.py"
-  refused(run(full, "--config.encoders.visual.statistics=laion"), "encoders.visual.statistics='laion'", "'clip'")
-  refused(run(full, "--config.encoders.audio.mel_source=rat"), "encoders.audio.mel_source='rat'", "'rate'")
-  refused(run(f"{full}:ast", "--config.encoders.audio.mel_source=rate"), "mel_source")
+  refused(run(FULL, "--config.encoders.visual.statistics=laion"), "encoders.visual.statistics='laion'", "'clip'")
+  refused(run(FULL, "--config.encoders.audio.mel_source=rat"), "encoders.audio.mel_source='rat'", "'rate'")
+  refused(run(f"{FULL}:ast", "--config.encoders.audio.mel_source=rate"), "mel_source")
   refused(
-    run(full, "--config.encoders.audio_text.name=clip_vit_b32"), "encoders.audio_text.name='clip_vit_b32' is no text encoder"
+    run(FULL, "--config.encoders.audio_text.name=clip_vit_b32"), "encoders.audio_text.name='clip_vit_b32' is no text encoder"
   )
 
 

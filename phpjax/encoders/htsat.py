@@ -160,12 +160,15 @@ class MelFrontend(nn.Module):
     """float [B, samples], another mel matrix [num_fft / 2 + 1, mels] if any -> decibels, float32 [B, frames, mels]."""
     return audio_frontend.log_mel(wave, self.mel if mel is None else mel, self.num_fft, self.hop)
 
-  def __call__(self, log_mel: jax.Array, groups: int | None = None) -> jax.Array:
-    """The batch norm; `groups`: with the statistics of each of so many groups of consecutive rows (training mode)."""
-    if groups is None:
-      return (log_mel - self.mean) * (jax.lax.rsqrt(self.var + 1e-5) * self.scale) + self.bias
-    x = log_mel.reshape(groups, -1, log_mel.shape[-1])
-    mean, var = x.mean(axis=1, keepdims=True), x.var(axis=1, keepdims=True)
+  def __call__(self, log_mel: jax.Array, groups: int | None = None, mask: jax.Array | None = None) -> jax.Array:
+    """The batch norm; `groups`: by the statistics of each of so many groups of consecutive rows (training mode), where `mask`
+    [B] is not 0."""
+    mean, var, x = self.mean, self.var, log_mel
+    if groups is not None:
+      x = log_mel.reshape(groups, -1, log_mel.shape[-1])
+      frames = jnp.ones(x.shape[:2]) if mask is None else jnp.repeat(mask, log_mel.shape[1]).reshape(x.shape[:2])
+      mean = x.mean(axis=1, keepdims=True, where=frames[..., None] > 0)
+      var = jnp.square(x - mean).mean(axis=1, keepdims=True, where=frames[..., None] > 0)
     return ((x - mean) * (jax.lax.rsqrt(var + 1e-5) * self.scale) + self.bias).reshape(log_mel.shape)
 
 
@@ -266,9 +269,9 @@ class HTSAT(Encoder):
     """Decibels, float32 [B, frames, mels] -> tokens of the first stage."""
     return self.embed_normalised(self.normalise(log_mel))
 
-  def normalise(self, log_mel: jax.Array, groups: int | None = None) -> jax.Array:
-    """The batch norm over mel bins; with `groups` in training mode, each group of rows by its own statistics."""
-    return self.frontend(log_mel, groups)
+  def normalise(self, log_mel: jax.Array, groups: int | None = None, mask: jax.Array | None = None) -> jax.Array:
+    """The batch norm over mel bins; with `groups` in training mode, each group of rows by the statistics of its real ones."""
+    return self.frontend(log_mel, groups, mask)
 
   def embed_normalised(self, mel: jax.Array) -> Stream:
     """What `normalise` gives -> tokens of the first stage."""

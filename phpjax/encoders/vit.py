@@ -182,9 +182,9 @@ class AST(Encoder):
     del repeats
     return audio_frontend.kaldi_fbank(audio_frontend.to_float(wave), self.sample_rate_hz, self.num_mels)
 
-  def normalise(self, fbank: jax.Array, groups: int | None = None) -> jax.Array:
+  def normalise(self, fbank: jax.Array, groups: int | None = None, mask: jax.Array | None = None) -> jax.Array:
     """By AudioSet's statistics, in training mode too."""
-    del groups
+    del groups, mask
     return (fbank - self.mean) / (2 * self.std)
 
   def embed_normalised(self, fbank: jax.Array) -> Stream:

@@ -124,9 +124,12 @@ class Method:
     """The method that changes nothing, for query passes."""
     return Method(self.backbone, self.remat)
 
-  def stem(self, modality: str, module: Any, inputs: jax.Array, *, task: Any, rng: jax.Array | None, train: bool) -> Any:
-    """Inputs of vision or audio, [B, T, ...] -> the first tokens of their encoder, seconds folded into the batch."""
-    del modality, task, rng, train
+  def stem(self, modality: str, module: Any, inputs: jax.Array, **how: Any) -> Any:
+    """Inputs of vision or audio, [B, T, ...] -> the first tokens of their encoder, seconds folded into the batch.
+
+    `how` holds `task`, `mask`, `rng` and `train` as `start` has them.
+    """
+    del modality, how
     return module.stem(inputs.reshape(-1, *inputs.shape[2:]))
 
   def start(

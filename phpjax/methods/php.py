@@ -35,7 +35,7 @@ from phpjax.methods.php_modules import (
   pool_cells,
   select_by_key,
 )
-from phpjax.methods.php_noise import noisy_stem
+from phpjax.methods.php_noise import clip_keys, noisy_stem
 from phpjax.methods.php_options import PAIR, PHPOptions
 from phpjax.methods.prompts import Prefix, broadcast_prefix, l2_normalise, similarity
 
@@ -140,18 +140,19 @@ class PHP(PHPOptions):
 
   # -- inside the encoders -------------------------------------------------------------------------------------
 
-  def stem(self, modality: str, module: Any, inputs: jax.Array, *, task: Any, rng: jax.Array | None, train: bool) -> Any:
-    """Audio in training mode or repeated as the release does, if the options say so."""
-    noisy = self.audio_noise if train else self.train_mode_at_test
+  def stem(self, modality: str, module: Any, inputs: jax.Array, **how: Any) -> Any:
+    """Audio in training mode or repeated as the release does, if the options say so; at test clip by clip."""
+    task, train, (clips, seconds) = how["task"], how["train"], inputs.shape[:2]
+    noise = self.audio_noise if train else self.train_mode_at_test
+    mix = self.mixup and task.kind == "segmentation" and (train or self.train_mode_at_test)
     repeats = task.seconds if self.audio_repeats == "seconds" else None
-    if modality != "audio" or not (noisy or repeats):
-      return super().stem(modality, module, inputs, task=task, rng=rng, train=train)
-    wave = inputs.reshape(-1, *inputs.shape[2:])
-    if not noisy:
-      return module.embed_normalised(module.normalise(module.log_mel(wave, repeats)))
-    groups = 1 if train else len(inputs)  # the release tests clip by clip
-    rng = jax.random.key(0) if rng is None else rng  # noise at test is the same for every run
-    return noisy_stem(module, wave, rng, groups=groups, mix=self.mixup and task.kind == "segmentation", repeats=repeats)
+    if modality != "audio" or not (noise or mix or repeats):
+      return super().stem(modality, module, inputs, **how)
+    wave, keys, mask = inputs.reshape(clips * seconds, -1), None, None
+    if noise or mix:
+      keys = how["rng"][None] if train else clip_keys(inputs)
+      mask = None if how["mask"] is None or not train else jnp.repeat(how["mask"], seconds)
+    return noisy_stem(module, wave, keys, noise=noise, mix=mix, repeats=repeats, mask=mask)
 
   def start(
     self,
@@ -316,9 +317,9 @@ class PHP(PHPOptions):
     """A head in training mode, clip by clip: dropout, and batch norm by the statistics of the clip's own frames."""
     clips = len(batch["mask"])
     split = jax.tree.map(lambda x: x.reshape(clips, -1, *x.shape[1:]), features)
-    one = lambda f, b: task.predict(head, state, f, b, rng=jax.random.key(0), train=True)[0]
-    outputs = jax.vmap(lambda f, b: one(f, jax.tree.map(lambda x: x[None], b)))(split, batch)
-    return jax.tree.map(lambda x: x[:, 0], outputs)
+    own = jax.tree.map(lambda x: x[:, None], batch)  # batches of one clip
+    one = lambda f, b, key: task.predict(head, state, f, b, rng=key, train=True)[0]
+    return jax.tree.map(lambda x: x[:, 0], jax.vmap(one)(split, own, clip_keys(batch["audio"])))
 
   def task_weight(self, task: Any) -> float:
     """5 for event tasks, 1 for the others."""

@@ -36,7 +36,7 @@ class PHPOptions(Method):
     warm_start: a task's prompts begin where the previous task's ended (quirk 8), else fresh.
     audio_noise: the audio encoder trains in training mode: SpecAugment, drop-path, batch statistics (quirk 1).
     train_mode_at_test: all that and dropout and batch statistics of the heads at test too, clip by clip (quirk 1).
-    mixup: the audio of AVS clips is blended with other seconds' wherever there is noise (quirk 2).
+    mixup: the audio of AVS clips is blended with other seconds' in training, and at test in training mode (quirk 2).
     audio_logit_scale: "raw" multiplies audio scores by the stored scale as it is, "exp" by its exponential as CLAP itself
       does (quirk 12).
     audio_repeats: a second of sound is repeated as the "encoder" wants it, or as often as a clip has "seconds" (section 2).
@@ -125,8 +125,10 @@ class PHPOptions(Method):
       for tokens, width in (self.audio_layer(step) for step in self.mid if 0 <= step < audio.depth):
         if numbers % tokens or numbers // tokens > width:
           yield f"cannot lay {numbers} numbers of prompts over {tokens} audio tokens of {width} channels"
-    if (self.audio_noise or self.train_mode_at_test) and not audio.noisy:
-      yield "has no training mode for this audio encoder: audio_noise and train_mode_at_test must be False"
+    noisy = {"audio_noise": self.audio_noise, "train_mode_at_test": self.train_mode_at_test, "mixup": self.mixup}
+    noisy["audio_repeats=seconds"] = self.audio_repeats == "seconds"
+    if (wanted := [name for name, on in noisy.items() if on]) and not audio.noisy:
+      yield f"has no training mode for this audio encoder: {', '.join(wanted)} cannot be had"
 
   def text_of(self, modality: str) -> Sizes:
     """The text tower that a modality's features are compared with."""

@@ -44,6 +44,7 @@ class Task:
   name: str = dataclasses.field(compare=False)
   classes: tuple[str, ...] = dataclasses.field(compare=False, repr=False)
   kind: ClassVar[str] = ""
+  constant_encoders: ClassVar[tuple[str, ...]] = ()  # that only `constants` reads
   device_keys: ClassVar[tuple[str, ...]] = ("visual", "audio", "label", "mask")
 
   def label_shapes(self, seconds: int) -> dict[str, tuple[tuple[int, ...], Any]]:

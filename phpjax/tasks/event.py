@@ -22,6 +22,7 @@ class EventTask(Task):
   """Logits per second, modality and class: {"visual": [B, T, C], "audio": [B, T, C]}."""
 
   kind: ClassVar[str] = "event"
+  constant_encoders: ClassVar[tuple[str, ...]] = ("audio_text",)
 
   def constants(self, encoders: Tree) -> Tree:
     """Class texts: "class_ids" int32 [C, L] for the visual side, "audio_text" float32 [C, E] for the audio side.
