@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import small
 
-from phpjax import model, partition
+from configs import php_avqa
+from phpjax import compat, model, optimizer, partition
 from phpjax.encoders import HTSAT
 from phpjax.methods import php_noise
 
@@ -134,6 +135,23 @@ def test_each_kind_of_noise_can_be_had_alone(option):
   train = option != "train_mode_at_test"
   plain, changed = (Setup("avs", **options).gradients(batch, train=train)[0] for options in ({}, {option: value}))
   assert abs(plain - changed) > 1e-5
+
+
+def test_prompts_of_a_pool_that_wait_shrink_by_adam_and_decay():
+  setup = Setup(**{**RELEASED, "audio_noise": False})
+  _, gradients = setup.gradients(small.batch("ave", 2))
+  opt = optimizer.settings(compat.resolve(php_avqa.get_config("released_toybox")).opt)
+  tx = optimizer.make(opt)
+  updates, _ = jax.jit(lambda g, t: tx.update(g, tx.init(t), t))(gradients, setup.trainable)
+  before, moved, slopes = (small.flat(tree) for tree in (setup.trainable, jax.device_get(updates), gradients))
+  pools = [path for path, x in slopes.items() if "deep" in path and x.ndim == 4]
+  assert len(pools) == len(setup.method.deep)
+  for path in pools:
+    waiting = [row for row in range(setup.method.deep_pool) if not np.abs(slopes[path][:, row]).max()]
+    assert len(waiting) == setup.method.deep_pool - 1
+    value, step = before[path][:, waiting], moved[path][:, waiting]
+    large = np.abs(value) > 0.05  # below, Adam's eps is felt
+    np.testing.assert_allclose(step[large], -np.sign(value[large]) * dict(opt.groups)["prompts"].lr, rtol=0.05)
 
 
 def test_without_write_back_audio_stays_what_it_was():
