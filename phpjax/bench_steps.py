@@ -54,7 +54,7 @@ def measure(config: ConfigDict, name: str, repeats: int) -> list[str]:
   """The columns of one task behind its name."""
   bench = Bench(config, name)
   step = bench.compile_step()
-  flops = step.cost_analysis()["flops"] / config.batch_size
+  flops = (step.cost_analysis()["flops"] + bench.task.uncounted_flops(bench.num_frames)) / config.batch_size
   seconds = median(lambda: bench.train(step), repeats)
   memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before evaluation, which compiles again
   clip = median(bench.evaluate, repeats) / config.eval_batch_size
@@ -123,6 +123,11 @@ class Bench:
     ones = {key: np.ones_like(x) for key, x in batch.items() if key.endswith("_mask")}
     batch |= {**ones, "mask": np.ones(batch_size, np.float32)}
     return sharding.put_batch(batch, self.mesh, self.task.device_keys)
+
+  @property
+  def num_frames(self) -> int:
+    """Seconds of all clips of a training batch."""
+    return int(np.prod(self.rest[3]["visual"].shape[:2]))
 
   def compile_step(self) -> Any:
     """The training step, compiled."""

@@ -51,6 +51,11 @@ class Task:
     """{key: (shape of one example, dtype)} of what a batch holds beside media and mask; `seconds` of the clip are run."""
     raise NotImplementedError
 
+  def uncounted_flops(self, frames: int) -> float:
+    """Operations of a training step on so many seconds that a compiler, which counts a loop's body once, leaves out."""
+    del frames
+    return 0.0
+
   def constants(self, encoders: Tree) -> Tree:
     """Arrays computed once per task, outside jit, from the opened encoders {modality: Pretrained}."""
     del encoders

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from phpjax.tasks import conv
 from phpjax.tasks.base import Task, Tree, masked_mean
 
 
@@ -58,7 +60,7 @@ class SegmentationHead(nn.Module):
 
   def conv_norm(self, x: jax.Array, features: int, name: str, mask: jax.Array, train: bool) -> jax.Array:
     """3x3 convolution, batch norm (in training by the statistics of the real frames given), ReLU."""
-    x = nn.Conv(features, (3, 3), use_bias=False, name=f"{name}_conv")(x)
+    x = conv.Conv3x3(features, name=f"{name}_conv")(x)
     norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name=f"{name}_norm")
     return nn.relu(norm(x, mask=jnp.broadcast_to(mask[:, None, None, None] > 0, x.shape)))
 
@@ -92,6 +94,13 @@ class AVS(Task):
     width, heads = self.widths.visual, max(self.widths.embed // 64, 4)
     channels = tuple(max(width // 2 ** (i + 2), width // 12, 16) for i in range(patch.bit_length() - 1))
     return SegmentationHead(channels, width, self.widths.embed, heads, self.widths.visual_special)
+
+  def uncounted_flops(self, frames: int) -> float:
+    """The kernels' gradients, which `conv.kernel_gradient` sums in a loop."""
+    head, side = self.head(), round(self.widths.patches**0.5)
+    widths = (head.width // 2, *head.channels, head.embed)
+    sides = [side * 2 ** (i + 1) for i in range(len(head.channels))]
+    return sum(map(functools.partial(conv.uncounted_flops, frames), (*sides, sides[-1]), widths[:-1], widths[1:]))
 
   def _variables(self, rng: jax.Array) -> Tree:
     visual = jnp.zeros((1, self.widths.visual_special + self.widths.patches, self.widths.visual))
