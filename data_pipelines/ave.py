@@ -117,7 +117,7 @@ class AVE(Dataset):
     return rows
 
   def _row(self, fields: list[str], where: str) -> Event:
-    if len(fields) < 5 or not (fields[3].isdigit() and fields[4].isdigit()):
+    if len(fields) < 5 or not (fields[3].isdecimal() and fields[4].isdecimal()):
       raise DataError(f"{where}: expected Category&VideoID&Quality&StartTime&EndTime, got {'&'.join(fields)!r}; {FETCH}")
     category, video, _, start, end = fields[:5]
     if category not in self._index:

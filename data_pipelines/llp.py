@@ -117,7 +117,7 @@ class LLP(Dataset):
     if kind not in self._dense:
       path, spans = self._find(_DENSE_FILES[kind]), defaultdict(list)
       for (name, onset, offset, event), where in self._rows(path, 4) if path else ():
-        if not (onset.isdigit() and offset.isdigit()):
+        if not (onset.isdecimal() and offset.isdecimal()):
           raise DataError(f"{where}: onset and offset must be whole seconds, got {onset!r} and {offset!r}; {FETCH}")
         spans[name] += [(int(onset), int(offset), label) for label in self._names(event, where)]
       self._dense[kind] = {name: tuple(found) for name, found in spans.items()}
