@@ -134,8 +134,6 @@ def test_code_in_a_pickle_is_refused_and_never_runs(tmp_path, which, place):
   path = write(tmp_path / "AVS.npy", content)
   with pytest.raises(DataError, match=r"AVS\.npy: asks for \w+[.\w]*, which .* was not opened") as caught:
     read(path)
-  module = bad.call[0].__module__
-  assert (module.split(".")[0] if which != 2 else "pathlib") in str(caught.value) or "getattr" in str(caught.value)
   assert not isinstance(caught.value, MediaError), "a run must stop, whatever it does with clips that are only broken"
   assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists() and RAN == []
   pickle.loads(pickle.dumps(Asks(run, "now")))
