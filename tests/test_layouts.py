@@ -205,7 +205,7 @@ def change_answers(folder: pathlib.Path) -> None:
 @pytest.mark.parametrize("above", ["", "data", "labels"])
 @pytest.mark.parametrize("update", ["json_update", "update"])
 def test_json_wins_over_its_update_which_can_be_named(tmp_path, above, update):
-  root = fabricate.make_music_avqa(tmp_path / "MUSIC-AVQA", labels=f"{above}/json")
+  root = fabricate.make_music_avqa(tmp_path / "MUSIC-AVQA", labels=str(pathlib.PurePath(above, "json")))
   fabricate.write_questions(root / above / update)
   change_answers(root / above / update)
   answers = lambda dataset: {dataset.classes[record.answer] for record in dataset.records("train")}
