@@ -11,6 +11,7 @@ import pytest
 import small
 from PIL import Image
 
+from configs import base
 from data_pipelines import DATASETS, DataError
 from phpjax import metrics, tasks, train
 from phpjax.benchmarks import BENCHMARKS, TaskInfo
@@ -63,6 +64,11 @@ def test_every_dataset_task_and_metric_is_joined():
   scored = {module for name in metrics.__all__ if hasattr(module := getattr(metrics, name), "MAIN")}
   assert {benchmark.metric for benchmark in joined} == scored
   assert len({benchmark.figure for benchmark in joined}) == len(BENCHMARKS)
+
+
+@pytest.mark.parametrize("size", base.SIZES)
+def test_every_benchmark_has_its_share_of_the_epochs(size):
+  assert set(base.sized(size).epoch_factor) == set(BENCHMARKS)
 
 
 def strings(path: pathlib.Path) -> set[str]:
