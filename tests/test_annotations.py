@@ -5,11 +5,14 @@ The numbers were counted in the files themselves, and agree with the papers wher
 
 import os
 import pathlib
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from data_pipelines import AVE, LLP, MusicAVQA
+from data_pipelines import AVE, LLP, QUESTION_TYPES, MusicAVQA
+from data_pipelines.ave import read_order
+from phpjax.metrics import avqa, avvp
 
 pytestmark = pytest.mark.real
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -42,6 +45,60 @@ def test_published_ave(annotations, tmp_path):
   assert (labels["test"] == 28).mean() == pytest.approx(0.177861, abs=1e-6)
 
 
+def test_published_ave_order_files_give_the_rows_of_the_set_files(annotations, tmp_path):
+  usual = AVE(annotations / "ave")
+  for name in ("Annotations.txt", "Annotations_no_header.txt"):
+    (root := tmp_path / name).mkdir()
+    (root / "Annotations.txt").symlink_to(annotations / "ave" / name)
+    for split in ("train", "val", "test"):
+      (root / f"{split}_order.h5").symlink_to(annotations / "ave" / f"{split}_order.h5")
+    dataset = AVE(root)
+    assert dataset.splits() == ("train", "val", "test")
+    assert all(dataset.records(split) == usual.records(split) for split in dataset.splits())
+  orders = [read_order(annotations / "ave" / f"{split}_order.h5") for split in ("train", "val", "test")]
+  assert [len(order) for order in orders] == [3339, 402, 402]
+  assert sorted(i for order in orders for i in order) == list(range(4143)), "disjoint and complete"
+  for split, order in zip(("train", "val", "test"), orders, strict=True):  # the files themselves, not read by ours
+    lines = (annotations / "ave/Annotations_no_header.txt").read_text().splitlines()
+    assert [lines[i] for i in order] == (annotations / "ave" / f"{split}Set.txt").read_text().splitlines()
+
+
+def test_published_ave_in_the_pack_of_php(annotations, tmp_path):
+  (labels := tmp_path / "AVE" / "labels").mkdir(parents=True)
+  header, *rows = (annotations / "ave/Annotations.txt").read_text().splitlines()
+  (labels / "Annotations_with_domain.txt").write_text("\n".join([f"{header}&Domain", *(f"{row}&music" for row in rows)]))
+  for name in ("categories.txt", "train_order.h5", "test_order.h5"):
+    (labels / name).symlink_to(annotations / "ave" / name)
+  dataset, usual = AVE(tmp_path), AVE(annotations / "ave")
+  assert dataset.splits() == ("train", "test") and dataset.classes == usual.classes
+  assert all(dataset.records(split) == usual.records(split) for split in dataset.splits())
+
+
+def test_published_ave_leaks_and_oddities(annotations):
+  dataset = AVE(annotations / "ave")
+  clips = {split: {record.clip for record in dataset.records(split)} for split in dataset.splits()}
+  assert len(clips["train"] & clips["test"]) == 8 and len(clips["train"] & clips["val"]) == 10
+  rows = dataset.annotations()
+  times = Counter(row.clip for row in rows)
+  assert sum(count > 1 for count in times.values()) == 45 and max(times.values()) == 3
+  assert rows[26].clip == "VWi2ENBuTbw" and (dataset.labels(rows[26])["label"] == 28).all()
+  assert sum((row.start, row.end) == (0, 10) for row in rows) == 2750
+  background = {s: 10 * len(dataset.records(s)) - sum(r.end - r.start for r in dataset.records(s)) for s in dataset.splits()}
+  assert background == {"train": 5631, "val": 732, "test": 715}
+  count = Counter(record.category for record in dataset.records("test"))
+  assert {n: sorted(i for i in count if count[i] == n) for n in set(count.values())} == {
+    18: [0, 3, 4, 7, 10, 14, 17, 24],
+    17: [1, 2, 5, 6, 8, 15],
+    16: [9, 16, 21],
+    15: [26, 27],
+    13: [11],
+    10: [12, 18, 25],
+    9: [13],
+    8: [19],
+    6: [20, 22, 23],
+  }
+
+
 def test_published_llp(annotations):
   dataset = LLP(annotations / "avvp")
   assert dataset.splits() == ("train", "val", "test")
@@ -55,7 +112,29 @@ def test_published_llp(annotations):
   assert [sum(len(r.weak) for r in dataset.records(split)) for split in ("train", "test")] == [16057, 2179]
   # Protocol of the released PHP: the target is the active class of the lowest index, every label once.
   speech = sum(len(r.weak) for r in dataset.records("test") if 0 in r.weak)
-  assert speech == 1373
+  assert speech == 1373 and speech / 2179 == pytest.approx(0.630106, abs=1e-6)
+
+
+def test_published_llp_splits_and_defects(annotations):
+  dataset = LLP(annotations / "avvp")
+  ids = {split: [record.clip for record in dataset.records(split)] for split in dataset.splits()}
+  everything = [name for names in ids.values() for name in names]
+  assert len(everything) == len(set(everything)) == len({name[:11] for name in everything}) == 11849
+  test = dataset.records("test")
+  labels = [dataset.labels(record) for record in test]
+  empty = [sum(not (x["dense_audio"] * x["dense_visual"]).any() for x in labels)]
+  empty += [sum(not x[key].any() for x in labels) for key in ("dense_audio", "dense_visual")]
+  assert empty == [174, 6, 121]
+  assert Counter(len(r.weak) for r in dataset.records("train")) == {1: 4032, 2: 5879, 3: 89}
+  (twice,) = [r for split in ("val", "test") for r in dataset.records(split) if len(set(r.weak)) < len(r.weak)]
+  assert twice.clip == "LcFWKgFphXI_20_30" and dataset.labels(twice)["label"].sum() == len(set(twice.weak))
+  spans = {kind: dataset._spans(kind) for kind in ("audio", "visual")}
+  assert [len(set(spans[kind]) - set(everything)) for kind in spans] == [8, 7]
+  unequal = 0
+  for record in (*dataset.records("val"), *test):
+    heard_or_seen = {label for *_, label in (*record.audio, *record.visual)}
+    unequal += set(record.weak) != heard_or_seen
+  assert unequal == 81
 
 
 def test_published_llp_damaged_copy_is_tolerated(annotations, tmp_path):
@@ -74,8 +153,54 @@ def test_published_music_avqa(annotations):
   assert np.bincount([r.type for r in records]).tolist() == [1022, 601, 1199, 1228, 995, 1274, 927, 1115, 824]
   assert max(len(r.tokens) for r in records) == 14
   assert len({r.clip for r in records}) == 6399
+  assert [len(dataset.vocabulary[key]) for key in ("words", "answers")] == [93, 42]
+  val = dataset.records("val")
+  assert len({r.clip for r in val}) == 3815 and len({r.clip for r in val} & {r.clip for r in records}) == 2296
+  assert "ten" not in {dataset.classes[r.answer] for r in (*val, *records)}
+  assert len({r.answer for r in (*val, *records)}) == 41
+  for rows, count in ((records, 55), (val, 27)):  # ids that stand twice are both read
+    answers: dict[str, list[int]] = {}
+    for row in rows:
+      answers.setdefault(row.id, []).append(row.answer)
+    assert Counter(map(len, answers.values())) == {1: len(rows) - 2 * count, 2: count}
+    assert rows is val or all(len(set(pair)) == len(pair) for pair in answers.values())
   yes = np.mean([dataset.classes[r.answer] == "yes" for r in records])
   assert yes == pytest.approx(0.2623, abs=5e-5)
   for name, key in (("ques_vocab.txt", "words"), ("ans_vocab.txt", "answers")):
     text = (annotations / "music_avqa" / name).read_text()
     assert text.splitlines() == dataset.vocabulary[key]
+
+
+# Scores of predictors that never look at a clip, by the official evaluators on the whole test splits, in percent:
+# segment A, V, AV, Type, Event, then the same of events.
+CONSTANT_LLP = {
+  "weak labels": (76.12, 60.35, 52.61, 63.03, 71.73, 63.03, 55.75, 44.69, 54.49, 61.60),
+  "nothing": (0.50, 10.08, 14.50, 8.36, 0.00, 0.50, 10.08, 14.50, 8.36, 0.00),
+  "Speech": (16.56, 4.07, 4.27, 8.30, 10.65, 9.31, 2.35, 2.39, 4.68, 6.33),
+}
+
+
+@pytest.mark.parametrize("predictor", CONSTANT_LLP)
+def test_published_llp_scores_of_constant_predictors(annotations, predictor):
+  dataset = LLP(annotations / "avvp")
+  labels = [dataset.labels(record) for record in dataset.records("test")]
+  truth = [np.stack([x[key] for x in labels]) > 0 for key in ("dense_audio", "dense_visual")]
+  said = np.zeros_like(truth[0])
+  if predictor == "weak labels":
+    said |= np.stack([x["label"] for x in labels])[:, None] > 0
+  elif predictor == "Speech":
+    said[..., 0] = True
+  scores = avvp.evaluate(said, said, *truth)
+  names = [f"{level}/{name}" for level in ("segment", "event") for name in ("A", "V", "AV", "Type@AV", "Event@AV")]
+  assert [100 * scores[name] for name in names] == pytest.approx(CONSTANT_LLP[predictor], abs=0.0051)
+
+
+def test_published_music_avqa_scores_of_the_most_frequent_answers(annotations):
+  dataset = MusicAVQA(annotations / "music_avqa")
+  answer, kind = np.array([(record.answer, record.type) for record in dataset.records("test")]).T
+  most = np.array([np.bincount(answer[kind == k]).argmax() for k in range(9)])
+  scores = avqa.evaluate(np.eye(42)[most[kind]], answer, kind)
+  assert 100 * scores["accuracy"] == pytest.approx(35.79, abs=0.0051)
+  per_type = [100 * scores["/".join(name)] for name in QUESTION_TYPES]
+  assert per_type == pytest.approx([48.83, 54.24, 32.78, 19.14, 53.17, 35.64, 16.29, 50.40, 16.75], abs=0.0051)
+  assert [int((kind // 2 == k).sum()) for k in (0, 1)] == [1623, 2427] and (kind >= 4).sum() == 5135

@@ -11,6 +11,7 @@ import pytest
 import small
 from PIL import Image
 
+from configs import base
 from data_pipelines import DATASETS, DataError
 from phpjax import metrics, tasks, train
 from phpjax.benchmarks import BENCHMARKS, TaskInfo
@@ -41,10 +42,12 @@ def batch_of(name: str, *, mask: float = 1.0) -> tuple[dict, dict]:
   dense = {"dense_audio": ones(B, T, C), "dense_visual": ones(B, T, C), "dense": np.float32([1, 0, 1, 1])}
   question = {"question": rng.integers(0, 3, (B, 2, 14)), "question_mask": np.float32([[1, 1], [1, 0], [1, 1], [1, 1]])}
   answer = {"label": rng.integers(0, C, (B, 2)), "type": rng.integers(0, 9, (B, 2))}
+  masks = {"mask": rng.normal(size=(B, T, SIZE, SIZE))}, {"label": ones(B, T, SIZE, SIZE), "label_mask": np.ones((B, T))}
   outputs, labels = {
     "ave": ({"scores": rng.normal(size=(B, T, C))}, {"label": rng.integers(0, C, (B, T))}),
     "avvp": (share, {"label": np.ones((B, C), np.float32), **dense}),
-    "avs": ({"mask": rng.normal(size=(B, T, SIZE, SIZE))}, {"label": ones(B, T, SIZE, SIZE), "label_mask": np.ones((B, T))}),
+    "avs": masks,
+    "ms3": masks,
     "avqa": ({"scores": rng.normal(size=(B, 2, C))}, {**question, **answer}),
   }[name]
   return outputs, {**inputs, **labels}
@@ -63,6 +66,11 @@ def test_every_dataset_task_and_metric_is_joined():
   assert len({benchmark.figure for benchmark in joined}) == len(BENCHMARKS)
 
 
+@pytest.mark.parametrize("size", base.SIZES)
+def test_every_benchmark_has_its_share_of_the_epochs(size):
+  assert set(base.sized(size).epoch_factor) == set(BENCHMARKS)
+
+
 def strings(path: pathlib.Path) -> set[str]:
   """The string constants of a file that are no docstrings."""
   tree = ast.parse(path.read_text())
@@ -73,6 +81,33 @@ def strings(path: pathlib.Path) -> set[str]:
 def test_who_trains_evaluates_and_predicts_names_no_task():
   found = {path.name: names for path in (ROOT / "phpjax").glob("*.py") if (names := strings(path) & set(BENCHMARKS))}
   assert found == {}
+
+
+@pytest.mark.parametrize("labelled_only", [True, False])
+def test_seconds_of_a_training_step_are_those_of_the_view(labelled_only):
+  """Of the published benchmarks: S4 has masks of the first second, MS3 of all."""
+  data = types.SimpleNamespace(labelled_seconds_only=labelled_only, questions_per_clip=1)
+  found = {name: benchmark.train_seconds(benchmark.official[0], data) for name, benchmark in BENCHMARKS.items()}
+  assert found == {"ave": 10, "avvp": 10, "avs": 1 if labelled_only else 5, "avqa": 10, "ms3": 5}
+  for name in ("avs", "ms3"):
+    record = types.SimpleNamespace(masks=1 if name == "avs" else 5)
+    example = {"visual": np.zeros((5, 2, 2, 3)), "label": np.zeros((5, 2, 2)), "id": "a"}
+    source = FakeSource([record], example)
+    assert BENCHMARKS[name].view(source, "train", data)[0]["visual"].shape[0] == found[name]
+    assert BENCHMARKS[name].view(source, "test", data)[0]["visual"].shape[0] == 5
+
+
+class FakeSource:
+  """A source whose clips are all the same."""
+
+  def __init__(self, records: list, example: dict) -> None:
+    self.records, self.example, self.bad = records, example, []
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def __getitem__(self, index: int) -> dict:
+    return self.example
 
 
 # -- scores ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from data_pipelines import music_avqa
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.metrics import ave, avqa, avs, avvp, continual, rows
 
-METRICS = {name: benchmark.metric for name, benchmark in BENCHMARKS.items()}
+METRICS = {benchmark.metric.__name__.rpartition(".")[2]: benchmark.metric for benchmark in BENCHMARKS.values()}
 SEEDS = st.integers(0, 2**32 - 1)
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
 

@@ -22,6 +22,7 @@ from phpjax.encoders import pretrained
 from phpjax.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+LEARNED = ("ave", "avvp", "avs", "avqa")  # the tiny run does not learn MS3
 QUESTION = "How many musical instruments were heard throughout the video?"
 
 
@@ -42,7 +43,7 @@ def test_import_is_light():
 
 
 def test_what_is_loaded(predictor, tiny_run):
-  assert predictor.tasks == ("ave", "avvp", "avs", "avqa")
+  assert predictor.tasks == LEARNED
   assert predictor.results == tiny_run.results
   assert set(predictor.params) == {"encoders", "shared", "tasks"}
   assert predictor.config.data.root == str(tiny_run.data)
@@ -50,7 +51,7 @@ def test_what_is_loaded(predictor, tiny_run):
   assert "php" in repr(predictor) and str(tiny_run.workdir) in repr(predictor)
 
 
-@pytest.mark.parametrize("task", BENCHMARKS)
+@pytest.mark.parametrize("task", LEARNED)
 def test_every_task_answers(predictor, tiny_run, task, tmp_path):
   prediction = ask(predictor, task, tiny_run.clip())
   assert task in repr(prediction) and len(repr(prediction).splitlines()) > 1

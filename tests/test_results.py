@@ -75,7 +75,7 @@ class FakeRun:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """A data root with all four benchmarks."""
+  """A data root with all benchmarks."""
   root = tmp_path_factory.mktemp("whole")
   for name, dataset in DATASETS.items():
     fabricate.MAKERS[name](root / dataset.folders[0])
@@ -101,6 +101,7 @@ BAD = {
   "avvp": {"train": [], "test": ["-bbbbbbbbb__10_20"]},
   "avs": {"train": ["y"], "test": []},
   "avqa": {"train": ["00000001"], "test": []},
+  "ms3": {"train": [], "test": []},
 }
 
 
@@ -214,7 +215,7 @@ def ending(whole, tmp_path, monkeypatch):
   final = {"mean_accuracy": 0.5, "forgetting": 0.25, "data": {"bad_clips": {"ave": {"train": ["a", "b"], "test": ["c"]}}}}
   monkeypatch.setattr(results, "assemble", lambda run: final)
   monkeypatch.setattr(results, "examples", lambda run, name, count: [])
-  for name in ("accuracy_matrix", "score_over_tasks", *(benchmark.figure for benchmark in BENCHMARKS.values())):
+  for name in ("accuracy_matrix", "score_over_tasks", "ave_timelines", "avvp_timelines", "avs_overlays", "avqa_examples"):
     monkeypatch.setattr(figures, name, lambda *arguments: drawn.append(pathlib.Path(arguments[-1]).name))
   return run, final, drawn
 
@@ -230,7 +231,8 @@ def test_a_figure_that_fails_is_told_and_loses_nothing_else(ending, monkeypatch)
   assert results.finish(run) == final == json.loads((run.folder / "results.json").read_text())
   assert drawn == ["score_over_tasks.png", "ave_timelines.png", "avvp_timelines.png", "avqa_examples.png"]
   failed = [note for note in run.progress.notes if "not drawn" in note]
-  assert failed == [f"figure {name} is not drawn: RuntimeError: no font found" for name in ("accuracy_matrix", "avs_overlays")]
+  names = ("accuracy_matrix", "avs_overlays", "ms3_overlays")
+  assert failed == [f"figure {name} is not drawn: RuntimeError: no font found" for name in names]
 
 
 def test_results_are_written_last_and_bad_clips_are_counted(ending, monkeypatch):
@@ -238,7 +240,7 @@ def test_results_are_written_last_and_bad_clips_are_counted(ending, monkeypatch)
   there = []
   monkeypatch.setattr(figures, "avqa_examples", lambda *_: there.append((run.folder / "results.json").exists()))
   results.finish(run)
-  assert there == [False] and len(drawn) == 5
+  assert there == [False] and len(drawn) == 6
   [note] = [note for note in run.progress.notes if "left out" in note]
   assert note.startswith("3 clips") and "\n" not in note and str(run.folder / "results.json") in note
 

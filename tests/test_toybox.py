@@ -268,6 +268,7 @@ PROMISES = {  # number of objects, share of clips with a sound from outside, sha
   "AVE": ({1, 2}, (0.05, 0.4), (0.1, 0.6)),  # one event per clip, and at most one more object
   "LLP": ({1, 2, 3}, (0.01, 0.3), (0.05, 0.4)),
   "AVSBench": ({1, 2, 3}, (0.0, 0.0), (0.3, 0.8)),  # S4 has a single source, and it is seen
+  "AVSBench-MS3": ({1, 2, 3}, (0.0, 0.0), (0.1, 0.5)),
   "MUSIC-AVQA": ({1, 2, 3}, (0.1, 0.5), (0.05, 0.4)),
 }
 

@@ -1,4 +1,4 @@
-"""The toybox's four layouts: every annotation is the truth of its scene, and nothing is too easy."""
+"""The toybox's layouts: every annotation is the truth of its scene, and nothing is too easy."""
 
 import csv
 import json
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipelines import AVSBenchMS3
 from data_pipelines.schema import QUESTION_TYPES
 from data_pipelines.toybox import questions, write_ave, write_avqa, write_llp
 from data_pipelines.toybox.clips import least_shown
@@ -137,6 +138,39 @@ def test_avs_tree_and_masks(root, plans, library, unseen_library):
           expected |= (alpha >= 128) & track.sounding[k]
         assert mask.mode == "1" and np.array_equal(np.asarray(mask), expected)
         assert np.array_equal(expected, sounding_mask(clip.scene, alphas, k))
+
+
+def test_ms3_tree_and_masks(root, plans, library, unseen_library):
+  folder = root / "AVSBench" / "Multi-sources"
+  clips = [clip for members in plans["AVSBench-MS3"].values() for clip in members]
+  lines = (folder / "ms3_meta_data.csv").read_text().splitlines()
+  assert lines == ["video_id,split", *(f"{clip.id},{clip.split}" for clip in clips)]
+  empty = []
+  for clip in clips:
+    of, data = library_of(clip.split, library, unseen_library), folder / "ms3_data"
+    assert (data / "audio_wav" / clip.split / f"{clip.id}.wav").is_file()
+    for k in range(5):
+      rgb, alphas = render_frame(clip.scene, of, k + 0.5, 224)
+      frame = Image.open(data / "visual_frames" / clip.id / f"{clip.id}.mp4_{k + 1}.png")
+      assert frame.mode == "RGB" and np.array_equal(np.asarray(frame), rgb)
+      mask = Image.open(data / "gt_masks" / clip.split / clip.id / f"{clip.id}_{k + 1}.png")
+      heard = [alpha >= 128 for track, alpha in zip(clip.scene.objects, alphas, strict=True) if track.sounding[k]]
+      assert mask.mode == "P" and np.array_equal(np.asarray(mask), 255 * np.any([*heard, 0 * rgb[..., 0]], axis=0))
+      empty.append(not heard)
+  assert any(empty) and not all(empty)
+  read = AVSBenchMS3(root)
+  assert [(record.clip, record.split) for split in read.splits() for record in read.records(split)] == [
+    (clip.id, clip.split) for clip in clips
+  ]
+
+
+def test_ms3_has_up_to_two_sounds_and_none_from_outside(many_plans):
+  clips = [clip for members in many_plans["AVSBench-MS3"].values() for clip in members]
+  voices = [[track.sounding for track in clip.scene.objects if any(track.sounding)] for clip in clips]
+  assert all(len(clip.scene.voices) == len(found) for clip, found in zip(clips, voices, strict=True))
+  assert {len(found) for found in voices} == {1, 2} and 0.4 < np.mean([len(found) == 2 for found in voices]) < 0.8
+  sounding = np.array([np.sum(found, axis=0) for found in voices])  # [clips, 5]
+  assert [0.05 < (sounding == count).mean() < 0.65 for count in (0, 1, 2)] == [True] * 3
 
 
 def test_avs_needs_listening(many_plans):
