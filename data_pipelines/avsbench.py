@@ -109,14 +109,18 @@ class AVSBench(Dataset):
     folder = self._path("audio_wav", record)
     return folder.with_name(folder.name + ".wav")
 
+  def pictures(self, record: Segmentation) -> tuple[list[Path], list[Path]]:
+    names = [f"{record.clip}_{k}.png" for k in range(1, self.seconds + 1)]
+    frames, masks = self._path("visual_frames", record), self._path("gt_masks", record)
+    return [frames / name for name in names], [masks / name for name in names[: record.masks]]
+
   def decode_clip(self, record: Segmentation, media: Media) -> Example:
     """visual uint8 [T, H, W, 3], audio int16 [T, S] and label uint8 [T, H, W]; raises MediaError."""
-    frames, masks = self._path("visual_frames", record), self._path("gt_masks", record)
-    names = [f"{record.clip}_{k}.png" for k in range(1, self.seconds + 1)]
-    visual = np.stack([media_lib.read_image(frames / name, media) for name in names])
+    frames, masks = self.pictures(record)
+    visual = np.stack([media_lib.read_image(path, media) for path in frames])
     label = np.zeros(visual.shape[:3], np.uint8)
-    for k, name in enumerate(names[: record.masks]):
-      label[k] = media_lib.read_mask(masks / name, media)
+    for k, path in enumerate(masks):
+      label[k] = media_lib.read_mask(path, media)
     return {"visual": visual, "audio": self._read_wave(self._wave(record), media), "label": label}
 
   def _zero_clip(self, media: Media) -> Example:
