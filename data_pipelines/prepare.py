@@ -218,7 +218,7 @@ def _counts(maker: ShardMaker, split: str, entries: Sequence[ShardEntry]) -> dic
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="python -m data_pipelines.prepare",
-    description="Decodes a benchmark once, into ArrayRecord files that TFDS reads; a run that was stopped goes on when run again.",
+    description="Decodes a benchmark once, into ArrayRecord files that TFDS reads; stopped, it goes on when run again.",
     formatter_class=argparse.ArgumentDefaultsHelpFormatter,
   )
   add, encoding, options = parser.add_argument, Encoding(), Options()
