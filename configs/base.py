@@ -93,7 +93,7 @@ def base() -> ConfigDict:
   c.batch_size = 32  # over all devices
   c.eval_batch_size = 32
   c.num_epochs = 10  # per task
-  c.epoch_factor = ConfigDict({"ave": 1, "avvp": 1, "avs": 1, "avqa": 1})  # a task's epochs: num_epochs times this
+  c.epoch_factor = ConfigDict({"ave": 1, "avvp": 1, "avs": 1, "avqa": 1, "ms3": 1})  # a task's epochs: num_epochs times this
   c.task_id = "given"  # the task is known at test time
   c.on_nonfinite = "stop"  # or "skip": leave out a step whose loss or gradient is not finite, and count it
   c.mesh = (-1, 1)  # devices along (data, fsdp); -1: all that are left
@@ -156,7 +156,7 @@ def nano(c: ConfigDict) -> ConfigDict:
   c.data.cache_gb = 0.5
   c.batch_size, c.eval_batch_size = 8, 16
   c.num_epochs = 1
-  c.epoch_factor = ConfigDict({"ave": 2, "avvp": 3, "avs": 10, "avqa": 16})  # avs: one labelled second per clip
+  c.epoch_factor = ConfigDict({"ave": 2, "avvp": 3, "avs": 10, "avqa": 16, "ms3": 10})  # avs: one labelled second per clip
   c.compile_effort = 1
   for label in ("shared", "prompts", "head"):
     c.opt[label].lr = 2e-3

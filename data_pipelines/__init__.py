@@ -1,7 +1,7 @@
 """Readers of the benchmarks' own files, in numpy; to add a dataset: one module and one line in DATASETS."""
 
 from data_pipelines.ave import AVE
-from data_pipelines.avsbench import AVSBench
+from data_pipelines.avsbench import AVSBench, AVSBenchMS3
 from data_pipelines.base import Dataset, Source
 from data_pipelines.llp import LLP
 from data_pipelines.music_avqa import MusicAVQA
@@ -11,6 +11,7 @@ DATASETS: dict[str, type[Dataset]] = {
   "ave": AVE,
   "llp": LLP,
   "avsbench": AVSBench,
+  "avsbench_ms3": AVSBenchMS3,
   "music_avqa": MusicAVQA,
 }
 
@@ -20,6 +21,7 @@ __all__ = [
   "LLP",
   "QUESTION_TYPES",
   "AVSBench",
+  "AVSBenchMS3",
   "DataError",
   "Dataset",
   "Media",

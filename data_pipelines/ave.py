@@ -1,9 +1,10 @@
 """AVE, audio-visual event localisation (Tian et al., ECCV 2018): one event category, or background, per
 second.
 
-Files: `Annotations.txt` and `{train,val,test}Set.txt`, rows `Category&VideoID&Quality&StartTime&EndTime`
-(seconds, half-open), with or without a header line; `<VideoID>.mp4`. The per-second label arrays of the
-original (labels.h5) follow from the rows, so they are not needed.
+Files: `Annotations.txt`, rows `Category&VideoID&Quality&StartTime&EndTime` (seconds, half-open), with or without
+a header line; the splits as `{train,val,test}Set.txt`, the same rows, or as `{train,val,test}_order.h5`, row numbers
+(git repository, DG-SCT, PHP); `<VideoID>.mp4`, or frames and waves. The per-second label arrays of the original
+(labels.h5) follow from the rows, so they are not needed.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.base import ClipLayout, Dataset, named_splits, read_lines
-from data_pipelines.schema import FETCH, DataError, Example, Record, index_of
+from data_pipelines.schema import FETCH, DataError, Example, Record, index_of, order_splits
 
 # Order of first appearance in Annotations.txt, which is the channel order of the original label arrays.
 CATEGORIES = (
@@ -46,7 +47,8 @@ CATEGORIES = (
   "Accordion",
   "Mandolin",
 )
-_SET_FILE = re.compile(r"(\w+)Set\.txt")
+_SET_FILE, _ORDER_FILE = re.compile(r"(\w+)Set\.txt"), re.compile(r"(\w+)_order\.h5")
+_ANNOTATIONS = ("Annotations.txt", "Annotations_with_domain.txt")  # PHP's copy has a sixth field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,29 +61,51 @@ class Event(Record):
 
 
 class AVE(Dataset):
-  """Examples add label int32 [T]: the class index in event seconds, len(classes) = background elsewhere."""
+  """Examples add label int32 [T]: the class index in event seconds, len(classes) = background elsewhere.
+
+  A split that has both a Set file and an order file is read from the former; in the published files they agree.
+  """
 
   folders = ("AVE", "AVE_Dataset")
-  label_files = ("*Set.txt", "labels/*Set.txt")
+  label_files = tuple(f"{folder}{name}" for name in ("*Set.txt", "*_order.h5") for folder in ("", "labels/", "data/"))
   layout = ClipLayout(video=("", "video", "AVE"), frames=("frames",), wave=("wave",))
 
   def __init__(self, root: Path | str) -> None:
     super().__init__(root)
     self.classes = self._read_categories(CATEGORIES)
     self._index = index_of(self.classes)
-    self._files = named_splits(self._labels(self.root), _SET_FILE)
+    beside = sorted(self.label_root.iterdir())
+    self._files = named_splits(beside, _ORDER_FILE) | named_splits(beside, _SET_FILE)
 
   def splits(self) -> tuple[str, ...]:
-    return tuple(self._files)
+    return order_splits(self._files)
 
   def annotations(self) -> list[Event]:
-    """All rows of Annotations.txt, which the split files repeat; raises DataError if it is not there."""
-    if not (path := self._find("Annotations.txt")):
-      raise DataError(f"AVE: no Annotations.txt in {self.label_root}; it comes with AVE_Dataset.zip")
-    return self._rows(path)
+    """All rows of Annotations.txt, which the Set files repeat; raises DataError if it is not there."""
+    return self._rows(self._annotations())
+
+  def _annotations(self) -> Path:
+    if not (path := self._find(*_ANNOTATIONS)):
+      raise DataError(f"AVE: no {' or '.join(_ANNOTATIONS)} in {self.label_root}; it comes with AVE_Dataset.zip")
+    return path
 
   def _read(self, split: str) -> list[Event]:
-    return self._rows(self._files[split])
+    path = self._files[split]
+    if path.suffix != ".h5":
+      return self._rows(path)
+    rows = self.annotations()
+    return [rows[i] for i in self._order(path, len(rows))]
+
+  def _order(self, path: Path, count: int) -> list[int]:
+    """The row numbers of an order file, which must fit `count` annotations."""
+    order = read_order(path)
+    if wrong := [i for i in order if not 0 <= i < count]:
+      reason = f"{len(wrong)} of its {len(order)} row numbers, the first {wrong[0]}, do not exist"
+    elif len(order) > count:
+      reason = f"it lists {len(order)} rows"
+    else:
+      return order
+    raise DataError(f"{path}: {reason}: {self._annotations()} has {count} rows (the published one 4143); fetch both again")
 
   def _rows(self, path: Path) -> list[Event]:
     rows = []
@@ -93,7 +117,7 @@ class AVE(Dataset):
     return rows
 
   def _row(self, fields: list[str], where: str) -> Event:
-    if len(fields) < 5 or not (fields[3].isdigit() and fields[4].isdigit()):
+    if len(fields) < 5 or not (fields[3].isdecimal() and fields[4].isdecimal()):
       raise DataError(f"{where}: expected Category&VideoID&Quality&StartTime&EndTime, got {'&'.join(fields)!r}; {FETCH}")
     category, video, _, start, end = fields[:5]
     if category not in self._index:
@@ -104,3 +128,17 @@ class AVE(Dataset):
     second = np.arange(self.seconds)
     inside = (record.start <= second) & (second < record.end)
     return {"label": np.where(inside, record.category, len(self.classes)).astype(np.int32)}
+
+
+def read_order(path: Path) -> list[int]:
+  """The dataset `order` of an order file: rows of Annotations.txt, from 0, not counting its header; raises DataError."""
+  import h5py  # only here: it takes a while to load, and most copies of AVE have Set files
+
+  try:
+    with h5py.File(path, "r") as file:
+      order = np.asarray(file["order"])
+  except (OSError, KeyError, TypeError, RuntimeError) as error:
+    raise DataError(f"{path}: has no readable dataset 'order' ({error}); {FETCH}".replace("\n", " ")) from error
+  if order.ndim != 1 or order.dtype.kind not in "iu":
+    raise DataError(f"{path}: its dataset 'order' is {order.dtype} {list(order.shape)}, not row numbers; {FETCH}")
+  return order.tolist()

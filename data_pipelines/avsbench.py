@@ -1,20 +1,20 @@
-"""AVSBench-object S4, single-source audio-visual segmentation (Zhou et al., ECCV 2022): a mask of the
-sounding object.
+"""AVSBench-object, audio-visual segmentation (Zhou et al., ECCV 2022): a mask of what sounds, in each of five seconds.
 
-Files below `Single-source/`: `s4_meta_data.csv` (name, start_time, category, split; PHP keeps it in
-s4_data/), and in `s4_data/`: `visual_frames/<split>/<category>/<name>/<name>_{1..5}.png`,
-`audio_wav/<split>/<category>/<name>.wav`, `gt_masks/<split>/<category>/<name>/<name>_{1..5}.png`, of which
-train has only the first. The pickled spectrograms of the original pack are never opened.
+S4 (one source a clip, `Single-source/`) and MS3 (several, `Multi-sources/`), each a table and a folder `s4_data` or `ms3_data`
+beside it, or around it (PHP), with `visual_frames`, `audio_wav` and `gt_masks`. DG-SCT's packs have `wave/.../AVS.npy` where
+`audio_wav` is missing. The pickled spectrograms of the original packs are never opened.
 """
 
 import csv
 import dataclasses
 from collections.abc import Hashable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from data_pipelines import media as media_lib
+from data_pipelines import waves
 from data_pipelines.base import ClipLayout, Dataset, read_lines
 from data_pipelines.schema import FETCH, DataError, Example, Media, Record, index_of, order_splits
 
@@ -43,92 +43,164 @@ CATEGORIES = (
   "cap_gun_shooting",
   "lawn_mowing",
 )
-_COLUMNS = ("name", "start_time", "category", "split")
-_META = "s4_meta_data.csv"
 
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation(Record):
-  """A clip of `category`; `masks` of its frames, from the first, are labelled."""
+  """A clip of `category` ("" in MS3); `masks` of its frames, from the first, are labelled."""
 
   category: str
   split: str
   masks: int
 
 
-class AVSBench(Dataset):
-  """Examples add label uint8 [T, H, W] in {0, 1}, label_mask float32 [T] (has a mask) and class int32 ()."""
+class Masks(Dataset):
+  """What S4 and MS3 share: a table of clips, and masks beside frames and sound.
 
-  folders = ("AVSBench", "AVSBench_data", "AVS")
-  label_files = (f"Single-source/{_META}", f"Single-source/s4_data/{_META}", _META, f"s4_data/{_META}")
-  layout = ClipLayout(video=(), frames=(), wave=())  # frames and sound lie in one folder a split and category
+  Attributes:
+    meta: name of the table; a header line is known by its column `split`.
+    columns: those of the table that are read, and where they stand when it has no header line or calls them otherwise.
+    data_folder: holds frames, sound and masks; beside the table, or the table lies in it.
+    masks_train, masks_test: how many frames of a clip have a mask, in the split train and in the others.
+  """
+
+  folders = ("AVSBench", "AVSBench_data", "AVSBench-object", "AVS")
+  layout = ClipLayout(video=(), frames=(), wave=())  # frames and sound lie in folders by split, and S4's by category
   seconds = 5
+  meta: ClassVar[str]
+  columns: ClassVar[dict[str, int]]
+  data_folder: ClassVar[str]
+  masks_train: ClassVar[int] = 5
+  masks_test: ClassVar[int] = 5
 
   def __init__(self, root: Path | str) -> None:
     super().__init__(root)
     base = self.label_root
-    self.data_root = base if base.name == "s4_data" else base / "s4_data"
-    self.classes = self._read_categories(CATEGORIES)
-    self._index = index_of(self.classes)
-    self._rows = self._read_meta(base / _META)
+    self.data_root = base if base.name == self.data_folder else base / self.data_folder
+    self._rows = self._read_meta(base / self.meta)
 
-  def _read_meta(self, path: Path) -> list[dict[str, str]]:
-    table = [row for row in csv.reader(read_lines(path)) if row]
-    columns = tuple(name.strip() for name in table.pop(0)) if table and "split" in table[0] else _COLUMNS
-    if missing := {"name", "category", "split"} - set(columns):
-      raise DataError(f"{path}: no column {' or '.join(sorted(missing))}; its header is {','.join(_COLUMNS)}")
-    rows = []
-    for row in table:
-      if len(row) != len(columns):
-        raise DataError(f"{path}: expected {len(columns)} fields, got {','.join(row)!r}; {FETCH}")
-      rows.append(dict(zip(columns, (field.strip() for field in row), strict=True)))
-      if (category := rows[-1]["category"]) not in self._index:
-        raise DataError(f"{path}: unknown category {category!r}; list all in categories.txt beside this file")
-    return rows
+  def _read_meta(self, path: Path) -> list[tuple[dict[str, str], str]]:
+    """The rows of the table, each with the place to name in an error."""
+    lines = csv.reader(read_lines(path))
+    table = [([field.strip() for field in row], f"{path}:{lines.line_num}") for row in lines if any(map(str.strip, row))]
+    names = [name.lower() for name in table[0][0]] if table else []
+    places, width = dict(self.columns), len(names)
+    if "split" in names:
+      table.pop(0)
+      places |= {name: names.index(name) for name in self.columns if name in names}
+    if table and max(places.values()) >= width:
+      raise DataError(f"{path}: expected the columns {', '.join(self.columns)}, got {','.join(names)!r}; {FETCH}")
+    for row, where in table:
+      if len(row) != width:
+        raise DataError(f"{where}: expected {width} fields, got {','.join(row)!r}; {FETCH}")
+    return [({name: row[place] for name, place in places.items()}, where) for row, where in table]
 
   def splits(self) -> tuple[str, ...]:
-    return order_splits(row["split"] for row in self._rows)
+    return order_splits(row["split"] for row, _ in self._rows)
 
   def _read(self, split: str) -> list[Segmentation]:
-    masks = 1 if split == "train" else self.seconds
-    return [
-      Segmentation(row["name"], row["name"], row["category"], split, masks) for row in self._rows if row["split"] == split
-    ]
+    masks = self.masks_train if split == "train" else self.masks_test
+    rows = [row for row, _ in self._rows if row["split"] == split]
+    return [Segmentation(row["name"], row["name"], row.get("category", ""), split, masks) for row in rows]
 
-  def _path(self, kind: str, record: Segmentation) -> Path:
-    return self.data_root / kind / record.split / record.category / record.clip
+  def _folder(self, kind: str, record: Segmentation) -> Path:
+    """The folder of a split, and in S4 of a category."""
+    return self.data_root / kind / record.split / record.category  # "" adds nothing
+
+  def frames(self, record: Segmentation) -> list[Path]:
+    """The pictures of a clip, one a second."""
+    folder = self._folder("visual_frames", record) / record.clip
+    return [folder / f"{record.clip}_{k}.png" for k in range(1, self.seconds + 1)]
+
+  def masks(self, record: Segmentation) -> list[Path]:
+    """The masks of a clip, of its leading seconds."""
+    folder = self._folder("gt_masks", record) / record.clip
+    return [folder / f"{record.clip}_{k}.png" for k in range(1, record.masks + 1)]
+
+  def sound(self, record: Segmentation) -> Path:
+    """The wav of a clip; without one the AVS.npy that should hold it, if that exists."""
+    wav = self._folder("audio_wav", record) / f"{record.clip}.wav"
+    packed = self._folder("wave", record) / waves.FILE_NAME
+    return packed if not wav.is_file() and packed.is_file() else wav
+
+  def pictures(self, record: Segmentation) -> tuple[list[Path], list[Path]]:
+    return self.frames(record), self.masks(record)
 
   def clip_files(self, record: Segmentation) -> tuple[Path, ...]:
-    files = self._path("visual_frames", record), self._wave(record), self._path("gt_masks", record)
+    """(folder of frames, sound, folder of masks), () if any is missing."""
+    files = self.frames(record)[0].parent, self.sound(record), self.masks(record)[0].parent
     return files if all(path.exists() for path in files) else ()
 
   def clip_key(self, record: Segmentation) -> Hashable:
     return record.split, record.category, record.clip  # the masks belong to the clip
 
-  def _wave(self, record: Segmentation) -> Path:
-    folder = self._path("audio_wav", record)
-    return folder.with_name(folder.name + ".wav")
-
-  def pictures(self, record: Segmentation) -> tuple[list[Path], list[Path]]:
-    names = [f"{record.clip}_{k}.png" for k in range(1, self.seconds + 1)]
-    frames, masks = self._path("visual_frames", record), self._path("gt_masks", record)
-    return [frames / name for name in names], [masks / name for name in names[: record.masks]]
-
   def decode_clip(self, record: Segmentation, media: Media) -> Example:
     """visual uint8 [T, H, W, 3], audio int16 [T, S] and label uint8 [T, H, W]; raises MediaError."""
-    frames, masks = self.pictures(record)
-    visual = np.stack([media_lib.read_image(path, media) for path in frames])
+    visual = np.stack([media_lib.read_image(path, media) for path in self.frames(record)])
     label = np.zeros(visual.shape[:3], np.uint8)
-    for k, path in enumerate(masks):
+    for k, path in enumerate(self.masks(record)):
       label[k] = media_lib.read_mask(path, media)
-    return {"visual": visual, "audio": self._read_wave(self._wave(record), media), "label": label}
+    sound = self.sound(record)
+    if sound.name == waves.FILE_NAME:
+      audio = self._seconds_of(waves.read_wave(sound, record.clip, media.sample_rate_hz), media)
+    else:
+      audio = self._read_wave(sound, media)
+    return {"visual": visual, "audio": audio, "label": label}
 
   def _zero_clip(self, media: Media) -> Example:
     clip = super()._zero_clip(media)
     return {**clip, "label": np.zeros(clip["visual"].shape[:3], np.uint8)}
 
   def labels(self, record: Segmentation) -> Example:
-    return {
-      "label_mask": (np.arange(self.seconds) < record.masks).astype(np.float32),
-      "class": np.int32(self._index[record.category]),
-    }
+    return {"label_mask": (np.arange(self.seconds) < record.masks).astype(np.float32)}
+
+
+def _places(folder: str, data_folder: str, meta: str) -> tuple[str, ...]:
+  """Where a table may lie: beside the data folder, or in it as PHP keeps it."""
+  inside = f"{data_folder}/{meta}"
+  return (f"{folder}/{meta}", f"{folder}/{inside}", meta, inside)
+
+
+class AVSBench(Masks):
+  """S4: examples add label uint8 [T, H, W] in {0, 1}, label_mask float32 [T] (has a mask) and class int32 ().
+
+  `s4_meta_data.csv` (name, start_time, category, split); in `s4_data`, below `<split>/<category>/` of each kind:
+  `visual_frames/.../<name>/<name>_{1..5}.png`, `audio_wav/.../<name>.wav`, and `gt_masks/.../<name>/<name>_{1..5}.png`, of
+  which train has only the first.
+  """
+
+  meta = "s4_meta_data.csv"
+  columns: ClassVar[dict[str, int]] = {"name": 0, "category": 2, "split": 3}
+  data_folder = "s4_data"
+  label_files = _places("Single-source", data_folder, meta)
+  masks_train = 1
+
+  def __init__(self, root: Path | str) -> None:
+    super().__init__(root)
+    self.classes = self._read_categories(CATEGORIES)
+    self._index = index_of(self.classes)
+    for row, where in self._rows:
+      if row["category"] not in self._index:
+        raise DataError(f"{where}: unknown category {row['category']!r}; list all in categories.txt beside this file")
+
+  def labels(self, record: Segmentation) -> Example:
+    return {**super().labels(record), "class": np.int32(self._index[record.category])}
+
+
+class AVSBenchMS3(Masks):
+  """MS3: examples add label uint8 [T, H, W] in {0, 1} and label_mask float32 [T], all 1; what sounds has no class here.
+
+  `ms3_meta_data.csv` (video id, split); in `ms3_data`: `visual_frames/<id>/<id>.mp4_{1..5}.png` (no split),
+  `audio_wav/<split>/<id>.wav`, `gt_masks/<split>/<id>/<id>_{1..5}.png`, empty where nothing that is seen sounds.
+  """
+
+  meta = "ms3_meta_data.csv"
+  columns: ClassVar[dict[str, int]] = {"name": 0, "split": 1}
+  data_folder = "ms3_data"
+  label_files = _places("Multi-sources", data_folder, meta)
+  classes = ()
+
+  def frames(self, record: Segmentation) -> list[Path]:
+    """The pictures of a clip, one a second, in one folder for all splits."""
+    folder = self.data_root / "visual_frames" / record.clip
+    return [folder / f"{record.clip}.mp4_{k}.png" for k in range(1, self.seconds + 1)]

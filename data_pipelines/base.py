@@ -141,13 +141,14 @@ class Dataset:
     for place in places:
       if cls._labels(place):
         return place
+    names = dict.fromkeys(Path(pattern).name for pattern in cls.label_files)
     raise DataError(
-      f"{cls.__name__}: no {cls.label_files[0]} in {' or '.join(map(str, places))}; " + TOYBOX_HINT.format(root=root)
+      f"{cls.__name__}: no {' or '.join(names)} in {' or '.join(map(str, places))}; " + TOYBOX_HINT.format(root=root)
     )
 
-  def _find(self, name: str) -> Path | None:
-    """A file such as categories.txt beside the labels or at the dataset's root."""
-    return next((p for f in (self.label_root, self.root) if (p := f / name).is_file()), None)
+  def _find(self, *names: str) -> Path | None:
+    """The first file of these names, such as categories.txt, beside the labels or at the dataset's root."""
+    return next((p for name in names for f in (self.label_root, self.root) if (p := f / name).is_file()), None)
 
   def _read_categories(self, official: tuple[str, ...]) -> tuple[str, ...]:
     """Class names of the root's categories.txt, one a line, or the official ones."""
@@ -226,7 +227,10 @@ class Dataset:
   def _read_wave(self, path: Path, media: Media) -> np.ndarray:
     """Sound beside frames -> int16 [T, S]."""
     read = media_lib.read_npy_wave if path.suffix == ".npy" else media_lib.decode_audio
-    wave = read(path, media.sample_rate_hz)
+    return self._seconds_of(read(path, media.sample_rate_hz), media)
+
+  def _seconds_of(self, wave: np.ndarray, media: Media) -> np.ndarray:
+    """float32 [n] -> int16 [T, S], the seconds that an example shows."""
     starts = transforms.pick_seconds(len(wave) / media.sample_rate_hz, self.seconds, spread=self.spread)
     return transforms.cut_seconds(wave, media.sample_rate_hz, starts)
 

@@ -1,9 +1,9 @@
 """LLP, audio-visual video parsing (Tian et al., ECCV 2020): which events are heard and which are seen, per
 second.
 
-Files, tab-separated: `AVVP_<split>.csv` or `AVVP_<split>_pd.csv` with weak labels of the whole clip, and
-`AVVP_eval_{audio,visual}.csv` with one event (onset <= t < offset) a row for the evaluated splits. The
-defects of the published files (empty or reversed spans, repeated rows and labels, rows of clips in no split)
+Files, tab-separated, with or without a header line: `AVVP_<split>.csv` or `AVVP_<split>_pd.csv` with weak labels of
+the whole clip, and `AVVP_eval_{audio,visual}.csv` with one event (onset <= t < offset) a row for the evaluated
+splits. The defects of the published files (empty or reversed spans, repeated rows and labels, rows of clips in no split)
 are tolerated: they add nothing, as in the official evaluation.
 """
 
@@ -71,9 +71,9 @@ class LLP(Dataset):
   folders = ("LLP", "AVVP")
   label_files = ("AVVP_*.csv", "data/AVVP_*.csv", "labels/AVVP_*.csv", "LLP_dataset/labels/AVVP_*.csv")
   layout = ClipLayout(
-    video=("video", "", "LLP_dataset/video", "data/LLP_dataset/video"),
-    frames=("frames", "frame", "LLP_dataset/frames", "LLP_dataset/frame"),
-    wave=("wave", "audio", "LLP_dataset/wave", "LLP_dataset/audio"),
+    video=("video", "", "LLP_dataset/video", "data/LLP_dataset/video"),  # data/: the layout of AVVP-ECCV20
+    frames=("frames", "frame", "LLP_dataset/frames", "LLP_dataset/frame", "data/LLP_dataset/frame"),
+    wave=("wave", "audio", "LLP_dataset/wave", "LLP_dataset/audio", "data/LLP_dataset/audio"),
   )
 
   def __init__(self, root: Path | str) -> None:
@@ -117,7 +117,7 @@ class LLP(Dataset):
     if kind not in self._dense:
       path, spans = self._find(_DENSE_FILES[kind]), defaultdict(list)
       for (name, onset, offset, event), where in self._rows(path, 4) if path else ():
-        if not (onset.isdigit() and offset.isdigit()):
+        if not (onset.isdecimal() and offset.isdecimal()):
           raise DataError(f"{where}: onset and offset must be whole seconds, got {onset!r} and {offset!r}; {FETCH}")
         spans[name] += [(int(onset), int(offset), label) for label in self._names(event, where)]
       self._dense[kind] = {name: tuple(found) for name, found in spans.items()}

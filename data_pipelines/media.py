@@ -279,18 +279,34 @@ def read_npy_wave(path: Path | str, sample_rate_hz: int) -> np.ndarray:
   """`wave/<id>.npy` of DG-SCT and PHP, 32 kHz and any number type -> float32 [n] in [-1, 1].
 
   Raises:
-    MediaError: missing or broken file, or one that holds anything but numbers (pickles are never opened).
+    MediaError: missing or broken file, or one that holds anything but finite numbers (pickles are never opened).
   """
   try:
-    wave = np.load(path, allow_pickle=False).reshape(-1)
-  except (OSError, ValueError, EOFError) as error:
+    with open(path, "rb") as file:
+      wave = np.lib.format.read_array(file, allow_pickle=False).reshape(-1)
+  except (OSError, ValueError, EOFError, MemoryError) as error:
     raise MediaError(path, f"cannot be read as an array ({error})".replace("\n", " "), AGAIN) from error
-  if not wave.size or wave.dtype.kind not in "fiu":
-    raise MediaError(path, f"holds {wave.size} values of type {wave.dtype}, not samples", AGAIN)
-  whole = wave.dtype.kind in "iu"
-  wave = wave.astype(np.float32)
-  # int16 samples are sometimes stored as floats; true float audio does not get anywhere near 2.
-  return resample(wave / 32768 if whole or np.abs(wave).max() > 2 else wave, NPY_RATE_HZ, sample_rate_hz)
+  return resample(unit_wave(wave, path), NPY_RATE_HZ, sample_rate_hz)
+
+
+def unit_wave(samples: np.ndarray, path: Path | str) -> np.ndarray:
+  """Stored samples [n] of any whole or floating type -> float32 [n] in [-1, 1]; raises MediaError, naming `path`.
+
+  The type does not tell the scale: samples of 16 bit are also found as int32 and as floats, so the largest decides.
+  """
+  if not samples.size or samples.dtype.kind not in "fiu":
+    raise MediaError(path, f"holds {samples.size} values of type {samples.dtype}, not samples", AGAIN)
+  bits = 8 * samples.dtype.itemsize
+  wave = samples.astype(np.float32)
+  if samples.dtype.kind == "u":  # half of the range is silence, as in 8-bit wav
+    return wave / 2.0 ** (bits - 1) - 1
+  if not np.isfinite(wave).all():
+    raise MediaError(path, "holds samples that are not finite", AGAIN)
+  peak = np.abs(wave).max()
+  if samples.dtype.kind == "f" and peak <= 2:  # true float audio does not get anywhere near 2
+    return wave
+  scale = 128 if samples.dtype == np.int8 else 32768 if peak <= 32768 else 2.0**31
+  return wave / np.float32(scale)
 
 
 def read_image(path: Path | str, media: Media) -> np.ndarray:
@@ -329,10 +345,15 @@ def read_frames(folder: Path, media: Media, seconds: int) -> np.ndarray:
 
 
 def frame_files(folder: Path, seconds: int) -> list[Path]:
-  """T of the numbered jpg or png files of a folder, spread evenly over it; raises MediaError if it holds none."""
+  """T of the numbered jpg or png files of a folder, spread evenly over it; raises MediaError if it holds none.
+
+  The digits of the names and the frames per second do not matter: LLP's 80 files (8 a second) give ten, as ten do; of
+  fewer than T some are shown twice.
+  """
   found = folder.iterdir() if folder.is_dir() else ()
-  paths = [p for p in found if p.suffix.lower() in (".jpg", ".jpeg", ".png")]
+  # Names with a leading dot are leavings of the systems that packed the folder ("._00000001.jpg"), and no pictures.
+  paths = [p for p in found if p.suffix.lower() in (".jpg", ".jpeg", ".png") and not p.name.startswith(".")]
   if not paths:
     raise MediaError(folder, "holds no frames (jpg or png)", AGAIN)
-  paths.sort(key=lambda p: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", p.name)])
+  paths.sort(key=lambda p: [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", p.name)])
   return [paths[i] for i in transforms.pick_files(len(paths), seconds)]

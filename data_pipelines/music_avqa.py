@@ -1,9 +1,8 @@
 """MUSIC-AVQA, questions about music clips (Li et al., CVPR 2022): 14 question words in, one of 42 answers
 out.
 
-Files: `avqa-<split>.json`, a list of objects {video_id, question_id, type, question_content, templ_values,
-  anser}, of
-which `type` and `templ_values` are lists written as strings; `video/<video_id>.mp4`.
+Files: `avqa-<split>.json`, a list of objects {video_id, question_id, type, question_content, templ_values, anser}, of
+which `type` and `templ_values` are lists written as strings; `video/<video_id>.mp4`, or frames and waves.
 """
 
 import ast
@@ -78,6 +77,8 @@ ANSWERS = (
   "tuba",
   "suona",
 )
+_ANNOTATIONS = ("json", "json_update", "update")  # folders of annotations, the first that is there is read
+_ARCHIVES = ("MUSIC-AVQA", "MUCIS-AVQA")  # the published folder of real clips is misspelt
 _SPLIT_FILE = re.compile(r"avqa-(\w+)\.json")
 _TYPES = index_of(QUESTION_TYPES)
 _REQUIRED = ("video_id", "question_id", "type", "question_content", "templ_values", "anser")
@@ -97,22 +98,41 @@ class MusicAVQA(Dataset):
   """Examples add question int32 [14] (0 = padding), label int32 () and type int32 () (index into
   QUESTION_TYPES).
 
+  The annotations exist twice: `json`, which published numbers mostly use, and the corrected `json_update` (or `update`). Where
+  both lie side by side `json` is read. To read the other, name its folder as the root (for a run: --config.data.root=
+  DIR/MUSIC-AVQA/json_update, if this is its only benchmark; else move `json` aside): clips are found in the folders above it.
+  Questions of equal id are all read.
+
   Attributes:
     vocabulary: {"words": [...], "answers": [...]}, the root's vocabulary.json or the official lists.
     classes: the answers.
   """
 
   folders = ("MUSIC-AVQA", "AVQA")
-  label_files = ("avqa-*.json", "json/avqa-*.json", "data/json/avqa-*.json", "labels/json/avqa-*.json")
-  layout = ClipLayout(video=("video", "", "videos"), frames=("frames",), wave=("wave", "audio_wave", "audio"))
+  label_files = tuple(
+    f"{folder}{kind}avqa-*.json" for kind in ("", *(f"{name}/" for name in _ANNOTATIONS)) for folder in ("", "data/", "labels/")
+  )
+  layout = ClipLayout(
+    video=("video", "", "videos", *(f"{name}-videos-{kind}" for kind in ("Real", "Synthetic") for name in _ARCHIVES)),
+    frames=("frames",),
+    wave=("wave", "audio_wave", "audio"),
+  )
   spread = True
 
   def __init__(self, root: Path | str) -> None:
     super().__init__(root)
+    if self.root == self.label_root and self.root.name in _ANNOTATIONS:
+      self.root = self._media_root(self.root)
     self.vocabulary = self._read_vocabulary()
     self.classes = tuple(self.vocabulary["answers"])
     self._words, self._answers = index_of(tuple(self.vocabulary["words"])), index_of(self.classes)
-    self._files = named_splits(self._labels(self.root), _SPLIT_FILE)
+    self._files = named_splits(sorted(self.label_root.glob("avqa-*.json")), _SPLIT_FILE)
+
+  def _media_root(self, annotations: Path) -> Path:
+    """The nearest folder above a folder of annotations that holds media, else the one around it."""
+    places = [place for kind in dataclasses.astuple(self.layout) for place in kind if place]
+    above = (annotations.parent, annotations.parent.parent)
+    return next((folder for folder in above if any((folder / place).is_dir() for place in places)), above[0])
 
   def _read_vocabulary(self) -> dict[str, list[str]]:
     if not (path := self._find("vocabulary.json")):
@@ -139,6 +159,8 @@ class MusicAVQA(Dataset):
     if missing := [key for key in _REQUIRED if not isinstance(row, dict) or key not in row]:
       raise DataError(f"{where}: no field {', '.join(missing)}; {FETCH}")
     where = f"{where} (question_id {row['question_id']})"
+    if not (name := f"{row['video_id']}/{row['question_id']}").isprintable():  # JSON can spell what no terminal takes
+      raise DataError(f"{where}: {name!r} names no clip and question; {FETCH}")
     kind = tuple(_parse_list(row["type"], where))
     if kind not in _TYPES:
       raise DataError(f"{where}: unknown question type {row['type']}; the benchmark has nine")
@@ -146,7 +168,7 @@ class MusicAVQA(Dataset):
       raise DataError(f"{where}: answer {row['anser']!r} is not in the vocabulary; add it to vocabulary.json")
     words = question_words(row["question_content"], _parse_list(row["templ_values"], where), where)
     return Question(
-      f"{row['video_id']}/{row['question_id']}",
+      name,
       str(row["video_id"]),
       " ".join(words) + "?",
       self.tokens(words, where),

@@ -75,7 +75,7 @@ def prepare(name: str, root: Path, out: Path, encoding: Encoding, clips_per_shar
     settings = describe(dataset, name, encoding, clips_per_shard, labels)
     keep_settings(folder, settings, options.overwrite)
     copy_labels(dataset, place, labels)
-    setup = Setup(name, str(dataset.root), str(folder), encoding)
+    setup = Setup(name, str(root), str(folder), encoding)
     maker = ShardMaker(dataset, folder, encoding)
     shards = plan_shards(name, maker.rows, clips_per_shard)
     _sweep(folder)

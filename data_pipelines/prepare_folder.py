@@ -42,10 +42,10 @@ def _lock(handle: int, folder: Path) -> None:
 
 
 def label_files(dataset: Dataset) -> list[Path]:
-  """The files beside the labels and at the dataset folder's top that may say something about them."""
-  folders = {dataset.root, dataset.label_root}
-  folders |= {path.parent for pattern in dataset.label_files for path in dataset.root.glob(pattern)}
-  found = {path for folder in folders for path in folder.iterdir() if path.name.endswith(LABEL_ENDINGS)}
+  """The small text files in the two folders where a reader looks for labels, splits and vocabularies."""
+  found = {
+    path for folder in (dataset.root, dataset.label_root) for path in folder.iterdir() if path.name.endswith(LABEL_ENDINGS)
+  }
   return sorted(path for path in found if path.is_file() and path.stat().st_size <= LABEL_BYTES)
 
 

@@ -20,7 +20,7 @@ from data_pipelines.shards import Shard, ShardEntry, ShardMaker
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """What a worker needs to make the same shards: key of DATASETS, dataset folder, records folder, encoding."""
+  """What a worker needs to make the same shards: key of DATASETS, root, records folder, encoding."""
 
   name: str
   root: str

@@ -26,8 +26,16 @@ QUESTION_TYPES = (
 )
 
 
+def printable(text: str) -> str:
+  """Text that every terminal and file takes: parts of a file name that are no UTF-8 become escapes such as \\udcff."""
+  return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class DataError(ValueError):
-  """The data is missing or wrong in a way the user can mend; the message is one line that says how."""
+  """The data is missing or wrong in a way the user can mend; the message is one line, printable, that says how."""
+
+  def __str__(self) -> str:
+    return printable(super().__str__())
 
 
 class MediaError(DataError):
@@ -44,7 +52,7 @@ class MediaError(DataError):
     self.path, self.reason, self.mend = str(path), reason, mend
 
   def __str__(self) -> str:
-    return f"{self.path}: {self.reason}; {self.mend}"
+    return printable(f"{self.path}: {self.reason}; {self.mend}")
 
 
 @dataclasses.dataclass(frozen=True)

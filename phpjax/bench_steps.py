@@ -105,8 +105,7 @@ class Bench:
     trainable = sharding.put_replicated(trainable, self.mesh)
     task_state = sharding.put_replicated({"shared": state["shared"], "task": state["tasks"][name]}, self.mesh)
     self.live = Live(trainable, self.steps.init_optimizer(trainable), task_state)
-    labelled_only = self.task.kind == "segmentation" and config.data.labelled_seconds_only
-    batch = self.rows(config.batch_size, 1 if labelled_only else self.task.seconds)
+    batch = self.rows(config.batch_size, BENCHMARKS[name].train_seconds(self.task.seconds, config.data))
     scale = {"shared": 1.0, "task": 1.0}
     self.rest = (self.frozen, None, self.constants, batch, jax.random.key(0), scale)  # what a step reads beside `live`
     run.return_freed_memory()

@@ -2,7 +2,7 @@
 
   python -m phpjax.predict --workdir=runs/php_avqa_toybox --task=avqa --video=clip.mp4 --question="How many ... ?" --out=DIR
 
-prints the prediction as JSON; with --out it also writes prediction.json and pictures. Tasks: ave, avvp, avs, avqa, as far
+prints the prediction as JSON; with --out it also writes prediction.json and pictures. Tasks: ave, avvp, avs, avqa, ms3, as far
 as the run has learned them.
 """
 

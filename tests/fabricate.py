@@ -1,10 +1,17 @@
-"""Tiny clips and dataset folders in the benchmarks' own layouts, made on the spot for the tests."""
+"""Tiny clips and dataset folders in the benchmarks' own layouts, made on the spot for the tests.
 
+`MAKERS[dataset](folder)` makes the toybox's layout of a dataset; `LAYOUTS[dataset][layout](data_root)` every layout in which it
+is distributed, with the same clips and labels, below the folder names that belong to it.
+"""
+
+import functools
 import json
 import pathlib
 import wave
+from collections.abc import Callable
 
 import av
+import h5py
 import numpy as np
 from PIL import Image
 
@@ -63,66 +70,192 @@ def write_wav(path: pathlib.Path, samples: np.ndarray, rate_hz: int) -> pathlib.
   return path
 
 
-def write_frames(folder: pathlib.Path, count: int, pattern: str = "{:08d}.jpg") -> pathlib.Path:
-  """`count` numbered frames, number k (from 1) of grey value 10 * k."""
+def write_frames(folder: pathlib.Path, count: int, pattern: str = "{:08d}.jpg", *, grey: int = 10) -> pathlib.Path:
+  """`count` numbered frames, number k (from 1) of grey value `grey` * k."""
   folder.mkdir(parents=True, exist_ok=True)
   for k in range(1, count + 1):
-    Image.new("RGB", (24, 16), (10 * k,) * 3).save(folder / pattern.format(k))
+    Image.new("RGB", (24, 16), (grey * k,) * 3).save(folder / pattern.format(k))
   return folder
+
+
+def write_lines(path: pathlib.Path, lines: list[str]) -> pathlib.Path:
+  """A text file in a folder that is made if need be."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+  return path
+
+
+def write_npy(path: pathlib.Path, samples: np.ndarray) -> pathlib.Path:
+  """`<clip>.npy` as the packs keep sound."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  np.save(path, samples, allow_pickle=False)
+  return path
+
+
+def write_pack(folder: pathlib.Path, clips: list[str], frames: str, sound: str, *, digits: int = 8, count: int = 10) -> None:
+  """Clips as DG-SCT and PHP keep them: `frames`/<clip>/00000001.jpg, and `sound`/<clip>.npy at 32 kHz."""
+  for clip in clips:
+    write_frames(folder / frames / clip, count, f"{{:0{digits}d}}.jpg")
+    write_npy(folder / sound / f"{clip}.npy", tones(10, 32000))
+
+
+def write_packed_sounds(path: pathlib.Path, names: list[str]) -> pathlib.Path:
+  """DG-SCT's AVS.npy: a pickled {"<name>.wav": samples}."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  np.save(path, np.array({f"{name}.wav": tones(5, 32000) for name in names}, object), allow_pickle=True)
+  return path
+
+
+# -- AVE
+
+AVE_HEADER = "Category&VideoID&Quality&StartTime&EndTime"
+AVE_ROWS = [
+  f"Church bell&{CLIP_IDS[0]}&good&6&8",
+  f"Male speech, man speaking&{CLIP_IDS[1]}&good&0&10",
+  f"Mandolin&{CLIP_IDS[2]}&good&0&0",
+]
+AVE_SPLITS = {"train": [0, 1], "test": [2], "unseen": [2]}  # rows
 
 
 def make_ave(root: pathlib.Path, *, header: bool = True, media: str = "") -> pathlib.Path:
   """AVE of three clips, the official categories; `media` is the folder of the mp4 files."""
-  rows = [
-    f"Church bell&{CLIP_IDS[0]}&good&6&8",
-    f"Male speech, man speaking&{CLIP_IDS[1]}&good&0&10",
-    f"Mandolin&{CLIP_IDS[2]}&good&0&0",
-  ]
-  root.mkdir(parents=True)
-  title = ["Category&VideoID&Quality&StartTime&EndTime"] if header else []
-  (root / "Annotations.txt").write_text("\n".join(title + rows) + "\n")
-  (root / "trainSet.txt").write_text("\n".join(rows[:2]))
-  (root / "testSet.txt").write_text(rows[2] + "\n")
-  (root / "unseenSet.txt").write_text(rows[2] + "\n")
+  write_lines(root / "Annotations.txt", [AVE_HEADER] * header + AVE_ROWS)
+  for split, rows in AVE_SPLITS.items():
+    (root / f"{split}Set.txt").write_text("\n".join(AVE_ROWS[i] for i in rows))  # the last line has no end, as published
   for clip in CLIP_IDS:
     write_mp4(root / media / f"{clip}.mp4")
   return root
 
 
-def make_llp(root: pathlib.Path) -> pathlib.Path:
-  """LLP of three clips; the dense rows hold one of each published defect."""
-  names = [f"{clip}_{10 * i}_{10 * i + 10}" for i, clip in enumerate(CLIP_IDS)]
-  root.mkdir(parents=True)
-  (root / "AVVP_train.csv").write_text(f"filename\tevent_labels\n{names[0]}\tSpeech,Dog\n")
-  (root / "AVVP_test_pd.csv").write_text(f"filename\tevent_labels\n{names[1]}\tClapping,Speech,Clapping\n{names[2]}\tCar\n")
-  head, test = "filename\tonset\toffset\tevent_labels\n", names[1]
-  (root / "AVVP_eval_audio.csv").write_text(
-    f"{head}{test}\t0\t3\tSpeech\n{test}\t0\t3\tSpeech\n{test}\t9\t0\tSpeech\n{test}\t5\t5\tClapping\n"
-    f"{test[:-1]}\t0\t10\tCar\nnowhere\t0\t10\tCar\n"
-  )
-  (root / "AVVP_eval_visual.csv").write_text(f"{head}{test}\t2\t10\tClapping\n")
+def write_orders(folder: pathlib.Path, splits: dict[str, list[int]] = AVE_SPLITS) -> None:
+  """`<split>_order.h5`: row numbers of Annotations.txt."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for split, rows in splits.items():
+    with h5py.File(folder / f"{split}_order.h5", "w") as file:
+      file["order"] = np.array(rows, np.int64)
+
+
+def ave_git(data_root: pathlib.Path) -> None:
+  """Labels of the git repository, in data/, beside the videos of the zip."""
+  root = data_root / "AVE"
+  write_lines(root / "data/Annotations.txt", AVE_ROWS)
+  write_orders(root / "data")
   for clip in CLIP_IDS:
-    write_mp4(root / "video" / f"{clip}.mp4")
+    write_mp4(root / "AVE" / f"{clip}.mp4")
+
+
+def ave_dg_sct(data_root: pathlib.Path) -> None:
+  """DG-SCT's pack."""
+  root = data_root / "AVE"
+  write_lines(root / "Annotations.txt", [AVE_HEADER, *AVE_ROWS])
+  write_orders(root)
+  write_pack(root, list(CLIP_IDS), "frames", "wave")
+
+
+def ave_php(data_root: pathlib.Path) -> None:
+  """PHP's pack: a sixth field, no validation split, labels in a folder of their own."""
+  root = data_root / "AVE"
+  rows = [f"{row}&{domain}" for row, domain in zip(AVE_ROWS, ("domestic", "human", "music"), strict=True)]
+  write_lines(root / "labels/Annotations_with_domain.txt", [f"{AVE_HEADER}&Domain", *rows])
+  write_orders(root / "labels", {split: rows for split, rows in AVE_SPLITS.items() if split != "unseen"})
+  write_pack(root, list(CLIP_IDS), "frames", "wave")
+
+
+# -- LLP
+
+
+def write_llp_tables(folder: pathlib.Path) -> None:
+  """The csv files of three clips; the dense rows hold one of each published defect."""
+  names = [f"{clip}_{10 * i}_{10 * i + 10}" for i, clip in enumerate(CLIP_IDS)]
+  weak, dense, test = "filename\tevent_labels", "filename\tonset\toffset\tevent_labels", names[1]
+  write_lines(folder / "AVVP_train.csv", [weak, f"{names[0]}\tSpeech,Dog"])
+  write_lines(folder / "AVVP_test_pd.csv", [weak, f"{names[1]}\tClapping,Speech,Clapping", f"{names[2]}\tCar"])
+  audio = [
+    f"{test}\t0\t3\tSpeech",
+    f"{test}\t0\t3\tSpeech",
+    f"{test}\t9\t0\tSpeech",
+    f"{test}\t5\t5\tClapping",
+    f"{test[:-1]}\t0\t10\tCar",
+    "nowhere\t0\t10\tCar",
+  ]
+  write_lines(folder / "AVVP_eval_audio.csv", [dense, *audio])
+  write_lines(folder / "AVVP_eval_visual.csv", [dense, f"{test}\t2\t10\tClapping"])
+
+
+def make_llp(root: pathlib.Path, *, labels: str = "", media: str = "video") -> pathlib.Path:
+  """LLP of three clips, as mp4 files in the folder `media`."""
+  write_llp_tables(root / labels)
+  for clip in CLIP_IDS:
+    write_mp4(root / media / f"{clip}.mp4")
   return root
 
 
-def make_avsbench(root: pathlib.Path, *, meta: str = "Single-source") -> pathlib.Path:
-  """S4 of one clip a split: 48 pixel frames, the left half is the sounding object."""
-  data = root / "Single-source" / "s4_data"
-  rows = ["name,start_time,category,split"]
-  for split, masks in (("train", 1), ("val", 5), ("test", 5)):
-    name, category = f"{split}_clip_0", "dog_barking"
-    rows.append(f"{name},0,{category},{split}")
-    write_frames(data / "visual_frames" / split / category / name, 5, name + "_{}.png")
-    write_wav(data / "audio_wav" / split / category / f"{name}.wav", (tones(5, 16000) * 32767).astype(np.int16), 16000)
-    mask = np.zeros((48, 48), np.uint8)
-    mask[:, :24] = 255
-    (folder := data / "gt_masks" / split / category / name).mkdir(parents=True)
-    for k in range(1, masks + 1):
-      Image.fromarray(mask).convert("1").save(folder / f"{name}_{k}.png")
-  (root / meta).mkdir(exist_ok=True)
-  (root / meta / "s4_meta_data.csv").write_text("\n".join(rows) + "\n")
+def llp_scripts(data_root: pathlib.Path) -> None:
+  """What the scripts of AVVP-ECCV20 make: 8 frames a second of six digits, wav at 16 kHz."""
+  root = data_root / "AVVP"
+  write_llp_tables(root / "data")
+  for clip in CLIP_IDS:
+    write_frames(root / "data/LLP_dataset/frame" / clip, 80, "{:06d}.jpg", grey=3)
+    write_wav(root / f"data/LLP_dataset/audio/{clip}.wav", (tones(10, 16000) * 32767).astype(np.int16), 16000)
+
+
+def llp_pack(data_root: pathlib.Path, *, labels: str, frames: str) -> None:
+  """The packs of DG-SCT and PHP."""
+  write_llp_tables(data_root / "AVVP" / labels)
+  write_pack(data_root / "AVVP/LLP_dataset", list(CLIP_IDS), frames, "wave")
+
+
+# -- AVSBench
+
+SPLIT_MASKS = {"train": 1, "val": 5, "test": 5}  # of S4
+CATEGORY = "dog_barking"
+
+
+def write_masks(folder: pathlib.Path, name: str, count: int, mode: str) -> None:
+  """`count` masks: the left half sounds."""
+  mask = np.zeros((48, 48), np.uint8)
+  mask[:, :24] = 255
+  folder.mkdir(parents=True, exist_ok=True)
+  for k in range(1, count + 1):
+    Image.fromarray(mask).convert(mode).save(folder / f"{name}_{k}.png")
+
+
+def make_avsbench(
+  root: pathlib.Path, *, meta: str = "Single-source", header: bool = True, packed: bool = False
+) -> pathlib.Path:
+  """S4 of one clip a split; `meta` is the folder of its table, `packed` sounds lie in AVS.npy instead of wav files."""
+  data, rows = root / "Single-source" / "s4_data", ["name,start_time,category,split"] * header
+  for split, masks in SPLIT_MASKS.items():
+    name, place = f"{split}_clip_0", pathlib.Path(split, CATEGORY)
+    rows.append(f"{name},0,{CATEGORY},{split}")
+    write_frames(data / "visual_frames" / place / name, 5, name + "_{}.png")
+    write_masks(data / "gt_masks" / place / name, name, masks, "1")
+    _write_sound(data, place, name, packed)
+  write_lines(root / meta / "s4_meta_data.csv", rows)
   return root
+
+
+def make_ms3(root: pathlib.Path, *, meta: str = "Multi-sources", header: bool = True, packed: bool = False) -> pathlib.Path:
+  """MS3 of one clip a split; options as for S4."""
+  data, rows = root / "Multi-sources" / "ms3_data", ["video_id,split"] * header
+  for split in SPLIT_MASKS:
+    name = f"{split}_ms3_0"
+    rows.append(f"{name},{split}")
+    write_frames(data / "visual_frames" / name, 5, name + ".mp4_{}.png")
+    write_masks(data / "gt_masks" / split / name, name, 5, "P")
+    _write_sound(data, pathlib.Path(split), name, packed)
+  write_lines(root / meta / "ms3_meta_data.csv", rows)
+  return root
+
+
+def _write_sound(data: pathlib.Path, place: pathlib.Path, name: str, packed: bool) -> None:
+  if packed:
+    write_packed_sounds(data / "wave" / place / "AVS.npy", [name])
+  else:
+    write_wav(data / "audio_wav" / place / f"{name}.wav", (tones(5, 16000) * 32767).astype(np.int16), 16000)
+
+
+# -- MUSIC-AVQA
 
 
 def question(video: str, number: int, kind: tuple[str, str], text: str, values: list[str], answer: str) -> dict:
@@ -138,21 +271,77 @@ def question(video: str, number: int, kind: tuple[str, str], text: str, values: 
   }
 
 
-def make_music_avqa(root: pathlib.Path) -> pathlib.Path:
-  """MUSIC-AVQA: three questions on two clips of 30 s in train, one in test."""
-  root.mkdir(parents=True)
+MUSIC_CLIPS = ("00000001", "va000002")
+
+
+def write_questions(folder: pathlib.Path) -> None:
+  """avqa-train.json with three questions, avqa-test.json with one."""
+  real, synthetic = MUSIC_CLIPS
   rows = [
-    question("00000001", 1, ("Audio", "Counting"), "How many musical instruments were heard throughout the video?", [], "one"),
-    question("00000001", 2, ("Audio-Visual", "Existential"), "Is the <Object> in the video always playing? ", ["violin"], "no"),
+    question(real, 1, ("Audio", "Counting"), "How many musical instruments were heard throughout the video?", [], "one"),
+    question(real, 2, ("Audio-Visual", "Existential"), "Is the <Object> in the video always playing? ", ["violin"], "no"),
     question(
-      "va000002", 3, ("Audio-Visual", "Counting"), "How many sounding <Object> in the video\uff1f", ["guzheng"], "more than ten"
+      synthetic, 3, ("Audio-Visual", "Counting"), "How many sounding <Object> in the video\uff1f", ["guzheng"], "more than ten"
     ),
   ]
-  (root / "avqa-train.json").write_text(json.dumps(rows))
-  (root / "avqa-test.json").write_text(json.dumps(rows[2:]))
-  for clip in ("00000001", "va000002"):
-    write_mp4(root / "video" / f"{clip}.mp4", seconds=30)
+  write_lines(folder / "avqa-train.json", [json.dumps(rows)])
+  write_lines(folder / "avqa-test.json", [json.dumps(rows[2:])])
+
+
+def make_music_avqa(root: pathlib.Path, *, labels: str = "", media: tuple[str, str] = ("video", "video")) -> pathlib.Path:
+  """MUSIC-AVQA of two clips of 30 s, in the folders `media` (of real and of synthetic clips)."""
+  write_questions(root / labels)
+  for clip, folder in zip(MUSIC_CLIPS, media, strict=True):
+    write_mp4(root / folder / f"{clip}.mp4", seconds=30)
   return root
 
 
-MAKERS = {"ave": make_ave, "llp": make_llp, "avsbench": make_avsbench, "music_avqa": make_music_avqa}
+def music_avqa_pack(data_root: pathlib.Path, *, labels: str, sound: str) -> None:
+  """The packs of DG-SCT and PHP."""
+  root = data_root / "AVQA"
+  write_questions(root / labels)
+  write_pack(root, list(MUSIC_CLIPS), "frames", sound)
+
+
+MAKERS = {"ave": make_ave, "llp": make_llp, "avsbench": make_avsbench, "avsbench_ms3": make_ms3, "music_avqa": make_music_avqa}
+
+
+def _at(folder: str, make: Callable[..., object], **options: object) -> Callable[[pathlib.Path], object]:
+  return lambda data_root: make(data_root / folder, **options)
+
+
+_ARCHIVES = ("MUCIS-AVQA-videos-Real", "MUSIC-AVQA-videos-Synthetic")
+# dataset -> layout -> function that makes it below a data root. "official" is what the others are compared with.
+LAYOUTS: dict[str, dict[str, Callable[[pathlib.Path], object]]] = {
+  "ave": {
+    "official": _at("AVE_Dataset", make_ave, media="AVE"),
+    "no_header": _at("AVE", make_ave, header=False),
+    "git": ave_git,
+    "dg_sct": ave_dg_sct,
+    "php": ave_php,
+  },
+  "llp": {
+    "official": _at("LLP", make_llp, labels="data", media="data/LLP_dataset/video"),
+    "scripts": llp_scripts,
+    "dg_sct": functools.partial(llp_pack, labels="", frames="frame"),
+    "php": functools.partial(llp_pack, labels="LLP_dataset/labels", frames="frames"),
+  },
+  "avsbench": {
+    "official": _at("AVSBench", make_avsbench),
+    "no_header": _at("AVSBench-object", make_avsbench, header=False),
+    "dg_sct": _at("AVSBench_data", make_avsbench, packed=True),
+    "php": _at("AVS", make_avsbench, meta="Single-source/s4_data"),
+  },
+  "avsbench_ms3": {
+    "official": _at("AVSBench", make_ms3),
+    "no_header": _at("AVSBench-object", make_ms3, header=False),
+    "dg_sct": _at("AVSBench_data", make_ms3, packed=True),
+    "php": _at("AVS", make_ms3, meta="Multi-sources/ms3_data"),
+  },
+  "music_avqa": {
+    "official": _at("MUSIC-AVQA", make_music_avqa, labels="data/json", media=_ARCHIVES),
+    "update": _at("MUSIC-AVQA", make_music_avqa, labels="data/json_update"),
+    "dg_sct": functools.partial(music_avqa_pack, labels="json", sound="audio_wave"),
+    "php": functools.partial(music_avqa_pack, labels="labels/json", sound="wave"),
+  },
+}

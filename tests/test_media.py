@@ -155,11 +155,42 @@ def test_npy_waves_of_any_number_type(tmp_path, stored):
   assert len(media.read_npy_wave(tmp_path / "a.npy", 8000)) == 80000
 
 
+@pytest.mark.parametrize(
+  ("stored", "scale", "centre"),
+  [
+    (np.int8, 128, 0),
+    (np.uint8, 128, 128),
+    (np.uint16, 32768, 32768),
+    (np.int32, 32768, 0),  # 16 bit in 32
+    (np.int32, 2**31, 0),
+    (np.int64, 32768, 0),
+    (np.float16, 1, 0),
+    (np.float64, 2**31, 0),
+    (np.float32, 32768, 0),
+  ],
+)
+def test_the_scale_of_samples_is_found(stored, scale, centre):
+  wave = fabricate.tones(1, 4000).astype(np.float64)
+  got = media.unit_wave((wave * scale + centre).astype(stored), "a.npy")
+  assert got.dtype == np.float32
+  np.testing.assert_allclose(got, wave, atol=1e-2 if scale == 128 else 1e-3)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_samples_that_are_no_numbers_are_named(tmp_path, wrong):
+  fabricate.write_npy(tmp_path / "a.npy", np.array([0, wrong, 0], np.float32))
+  with pytest.raises(MediaError, match=r"a\.npy: holds samples that are not finite"):
+    media.read_npy_wave(tmp_path / "a.npy", 8000)
+
+
 def test_npy_pickles_are_never_opened(tmp_path):
   np.save(tmp_path / "a.npy", np.array({"x.wav": [1.0]}, object), allow_pickle=True)
   np.save(tmp_path / "b.npy", np.array(["text"]))
   (tmp_path / "c.npy").write_bytes(b"\x93NUMPY")
-  for name in ("a.npy", "b.npy", "c.npy", "missing.npy"):
+  (tmp_path / "d.npy").write_bytes(pickle.dumps([1.0]))
+  np.savez(tmp_path / "e.npz", np.zeros(3))
+  (tmp_path / "e.npz").rename(tmp_path / "e.npy")
+  for name in ("a.npy", "b.npy", "c.npy", "d.npy", "e.npy", "missing.npy"):
     with pytest.raises(MediaError, match=name):
       media.read_npy_wave(tmp_path / name, 32000)
 
@@ -173,6 +204,7 @@ def test_masks_agree_however_they_are_stored(tmp_path):
     "0/1": Image.fromarray(truth),
     "0/255": white,
     "palette": palette,
+    "grey palette": white.convert("P"),  # MS3: indices 0 and 255
     "1-bit": white.convert("1"),
     "rgb": white.convert("RGB"),
     "rgba": white.convert("RGBA"),
@@ -210,6 +242,32 @@ def test_frame_folders_are_sorted_by_number(tmp_path):
   assert got.shape == (10, 16, 16, 3)
   expected = 10 * (1 + np.linspace(0, 19, 10).astype(int))
   np.testing.assert_allclose(got[:, 4, 4, 0], expected, atol=2)
+
+
+@pytest.mark.parametrize("digits", [4, 6, 8])
+@pytest.mark.parametrize(
+  ("count", "numbers"),
+  [
+    (10, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+    (16, [1, 2, 4, 6, 7, 9, 11, 12, 14, 16]),  # and not the first ten
+    (80, [1, 9, 18, 27, 36, 44, 53, 62, 71, 80]),  # LLP at 8 frames a second
+    (7, [1, 1, 2, 3, 3, 4, 5, 5, 6, 7]),
+    (1, [1] * 10),
+  ],
+)
+def test_ten_frames_are_spread_over_any_number_of_files(tmp_path, digits, count, numbers):
+  """The cut linspace of DG-SCT and LAVISH, counted by hand."""
+  folder = fabricate.write_frames(tmp_path / "frames", count, f"{{:0{digits}d}}.jpg", grey=3)
+  got = media.read_frames(folder, MEDIA, 10)
+  np.testing.assert_allclose(got[:, 4, 4, 0], 3 * np.array(numbers), atol=1)
+
+
+def test_leavings_of_other_systems_are_no_frames(tmp_path):
+  folder = fabricate.write_frames(tmp_path / "frames", 10)
+  for name in ("._00000001.jpg", ".DS_Store", "Thumbs.db", "00000001.jpg.part"):
+    (folder / name).write_bytes(b"x")
+  (folder / "\u00b2.jpg").write_bytes((folder / "00000010.jpg").read_bytes())  # a digit that is no number
+  assert media.read_frames(folder, MEDIA, 11).shape == (11, 16, 16, 3)
 
 
 def test_broken_pictures_are_named(tmp_path):

@@ -11,7 +11,9 @@ def main(arguments: list[str] | None = None) -> int:
   """Parses the command line, composes, prints the folder -> exit code (2: the user can mend it)."""
   parser = argparse.ArgumentParser(
     prog="python -m data_pipelines.toybox",
-    description=("Composes audio-visual scenes with exact truth into the layouts of AVE, LLP, AVSBench and MUSIC-AVQA."),
+    description=(
+      "Composes audio-visual scenes with exact truth into the layouts of AVE, LLP, AVSBench (S4 and MS3) and MUSIC-AVQA."
+    ),
   )
   parser.add_argument("--out", required=True, help="data root to make")
   parser.add_argument("--seed", type=int, default=0, help="all chance comes from it (default 0)")

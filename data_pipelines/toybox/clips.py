@@ -1,4 +1,4 @@
-"""What the four layouts share: clips, their seeds and names, timelines, encoding of video and audio."""
+"""What the layouts share: clips, their seeds and names, timelines, encoding of video and audio."""
 
 import dataclasses
 import hashlib

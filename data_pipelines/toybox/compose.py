@@ -1,4 +1,4 @@
-"""Composes the toybox data root: the four benchmarks in their own on-disk layouts.
+"""Composes the toybox data root: the benchmarks in their own on-disk layouts.
 
 The same seed and sizes give the same bytes for any number of workers. The result appears in one rename and is
 kept: asking again with the same settings returns at once.
@@ -17,20 +17,22 @@ from pathlib import Path
 from types import ModuleType
 
 from data_pipelines.schema import SPLITS, DataError
-from data_pipelines.toybox import write_ave, write_avqa, write_avs, write_llp
+from data_pipelines.toybox import write_ave, write_avqa, write_avs, write_llp, write_ms3
 from data_pipelines.toybox.clips import Clip, manifest_splits
 from data_pipelines.toybox.library import MEDIA_DIR, Library, load_library
 
-LAYOUTS: dict[str, ModuleType] = {module.FOLDER: module for module in (write_ave, write_llp, write_avs, write_avqa)}
+LAYOUTS: dict[str, ModuleType] = {module.FOLDER: module for module in (write_ave, write_llp, write_avs, write_avqa, write_ms3)}
 Sizes = Mapping[str, Mapping[str, int]]
 Progress = Callable[[int, int], None]
 
-# AVSBench has more training clips than the others: only the first of five frames carries a mask there.
+# AVSBench's S4 has more training clips than the others: only the first of five frames carries a mask there. MS3 has few: a run
+# that does not learn it composes it all the same.
 DEFAULT_SIZES: Sizes = {
   "AVE": {"train": 240, "val": 40, "test": 100, "unseen": 60},
   "LLP": {"train": 240, "val": 40, "test": 100, "unseen": 60},
   "AVSBench": {"train": 600, "val": 40, "test": 80, "unseen": 50},
   "MUSIC-AVQA": {"train": 200, "val": 30, "test": 60, "unseen": 40},
+  "AVSBench-MS3": {"train": 120, "val": 40, "test": 40, "unseen": 40},
 }
 TINY_SIZES: Sizes = {folder: {"train": 4, "val": 2, "test": 3, "unseen": 3} for folder in DEFAULT_SIZES}
 SIZES = {"default": DEFAULT_SIZES, "tiny": TINY_SIZES}
@@ -47,7 +49,7 @@ def compose(
   workers: int | None = None,
   progress: Progress | None = None,
 ) -> Path:
-  """Writes out_dir/{AVE,LLP,AVSBench,MUSIC-AVQA}, or returns at once if the same is already there.
+  """Writes out_dir/{AVE,LLP,AVSBench,MUSIC-AVQA} (S4 and MS3 in AVSBench), or returns at once if the same is already there.
 
   Args:
     out_dir: the data root; made if need be. A former toybox there is replaced, anything else is left alone.

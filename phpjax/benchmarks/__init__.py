@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from phpjax.benchmarks.ave import AVE
 from phpjax.benchmarks.avqa import AVQA
-from phpjax.benchmarks.avs import AVS
+from phpjax.benchmarks.avs import AVS, MS3
 from phpjax.benchmarks.avvp import AVVP
 from phpjax.benchmarks.base import Benchmark, TaskInfo
 
-BENCHMARKS: dict[str, Benchmark] = {"ave": AVE(), "avvp": AVVP(), "avs": AVS(), "avqa": AVQA()}
+BENCHMARKS: dict[str, Benchmark] = {"ave": AVE(), "avvp": AVVP(), "avs": AVS(), "avqa": AVQA(), "ms3": MS3()}
 
-__all__ = ["AVE", "AVQA", "AVS", "AVVP", "BENCHMARKS", "Benchmark", "TaskInfo"]
+__all__ = ["AVE", "AVQA", "AVS", "AVVP", "BENCHMARKS", "MS3", "Benchmark", "TaskInfo"]

@@ -1,4 +1,4 @@
-"""AVS: the pixels of what sounds (AVSBench S4)."""
+"""AVS and MS3: the pixels of what sounds (AVSBench: S4 with one source a clip, MS3 with several)."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ class AVS(Benchmark):
     """Training may leave out the seconds without a mask (`data.labelled_seconds_only`)."""
     return LabelledSeconds(source) if split == "train" and data.labelled_seconds_only else source
 
+  def train_seconds(self, seconds: int, data: Any) -> int:
+    """The first only, where those without a mask are left out."""
+    return 1 if data.labelled_seconds_only else seconds
+
   def task_options(self, info: TaskInfo, modules: Tree) -> Tree:
     """Masks are as large as the pictures that the encoder reads."""
     del info
@@ -64,3 +68,16 @@ class AVS(Benchmark):
     said = row["outputs"]["mask"] > 0
     iou = self.metric.frame_iou(said, row["label"] > 0)
     return {"id": row["id"], "visual": row["visual"], "label": row["label"], "prediction": said.astype(np.uint8), "iou": iou}
+
+
+class MS3(AVS):
+  """Segmentation of several sources; all seconds of all clips have a mask, and what sounds has no class."""
+
+  dataset = data_pipelines.AVSBenchMS3
+  official = (5, 0, 0)
+  figure = "ms3_overlays"
+
+  def train_seconds(self, seconds: int, data: Any) -> int:
+    """All of them, each is labelled."""
+    del data
+    return seconds

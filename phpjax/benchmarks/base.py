@@ -78,6 +78,11 @@ class Benchmark:
     del split, data
     return source
 
+  def train_seconds(self, seconds: int, data: Any) -> int:
+    """How many of the `seconds` of a clip a training step of the published benchmark sees through `view`."""
+    del data
+    return seconds
+
   def make_task(self, info: TaskInfo, modules: Tree, protocol: str = "official") -> Task:
     """The task, sized by its dataset and the encoders {modality: module}; raises ValueError for an unknown protocol."""
     if protocol not in (known := self.protocols or ("official",)):

@@ -34,7 +34,7 @@ class Task:
     widths: sizes of the features.
     seconds: T, seconds per clip.
     num_classes: size of the label set.
-    name: "ave", "avvp", "avs", "avqa".
+    name: "ave", "avvp", "avs", "avqa", "ms3".
     classes: the label words.
   """
 

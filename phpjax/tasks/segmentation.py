@@ -73,7 +73,7 @@ class SegmentationHead(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class AVS(Task):
-  """A mask per second; training sees the mask of the first second only (S4)."""
+  """A mask per second; training sees those of the labelled seconds only (S4: the first; MS3: all)."""
 
   image_size: int = 224
   kind: ClassVar[str] = "segmentation"
