@@ -46,7 +46,9 @@ def label_files(dataset: Dataset) -> list[Path]:
   found = {
     path for folder in (dataset.root, dataset.label_root) for path in folder.iterdir() if path.name.endswith(LABEL_ENDINGS)
   }
-  return sorted(path for path in found if path.is_file() and path.stat().st_size <= LABEL_BYTES)
+  return sorted(
+    path for path in beside if path.name.endswith(LABEL_ENDINGS) and path.is_file() and path.stat().st_size <= LABEL_BYTES
+  )
 
 
 def describe(dataset: Dataset, name: str, encoding: Encoding, clips_per_shard: int, labels: Sequence[Path]) -> dict[str, Any]:
