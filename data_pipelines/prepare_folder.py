@@ -43,12 +43,9 @@ def _lock(handle: int, folder: Path) -> None:
 
 def label_files(dataset: Dataset) -> list[Path]:
   """The small text files in the two folders where a reader looks for labels, splits and vocabularies."""
-  found = {
-    path for folder in (dataset.root, dataset.label_root) for path in folder.iterdir() if path.name.endswith(LABEL_ENDINGS)
-  }
-  return sorted(
-    path for path in beside if path.name.endswith(LABEL_ENDINGS) and path.is_file() and path.stat().st_size <= LABEL_BYTES
-  )
+  beside = {path for folder in (dataset.root, dataset.label_root) for path in folder.iterdir()}
+  found = [path for path in beside if path.name.endswith(LABEL_ENDINGS) and path.is_file()]
+  return sorted(path for path in found if path.stat().st_size <= LABEL_BYTES)
 
 
 def describe(dataset: Dataset, name: str, encoding: Encoding, clips_per_shard: int, labels: Sequence[Path]) -> dict[str, Any]:

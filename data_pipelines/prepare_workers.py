@@ -35,7 +35,8 @@ class Progress:
   """A bar on stderr with the rate and the time left; a line now and then where stderr is no terminal."""
 
   def __init__(self, total: int) -> None:
-    self._total, self._start, self._shown = total, time.monotonic(), 0.0
+    self._total, self._start = total, time.monotonic()
+    self._shown = self._start
     self._terminal = sys.stderr.isatty()
     self._every_s = 0.2 if self._terminal else 10.0
 
