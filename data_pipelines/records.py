@@ -13,6 +13,7 @@ No file holds a time or a path outside the dataset folder, so that the same inpu
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -141,4 +142,7 @@ def write_metadata(folder: Path, name: str, features: "FeaturesDict", splits: di
   info.set_file_format("array_record")
   found = [tfds.core.SplitInfo(name=s, shard_lengths=lengths, num_bytes=size) for s, (lengths, size) in splits.items()]
   info.set_splits(tfds.core.SplitDict(found))
-  info.write_to_directory(folder)
+  with tempfile.TemporaryDirectory() as written:  # TFDS would write anew what is there already
+    info.write_to_directory(written)
+    for path in Path(written).iterdir():
+      write_atomic(folder / path.name, path.read_bytes())

@@ -17,7 +17,7 @@ import numpy as np
 from data_pipelines import records
 from data_pipelines.base import Dataset
 from data_pipelines.encode import Encoding, Fingerprint, encode_clip, source_files
-from data_pipelines.schema import DataError, MediaError, Record
+from data_pipelines.schema import DataError, MediaError, Record, printable
 
 Rows = dict[str, dict[str, list[Record]]]  # split -> clip -> its annotation rows
 
@@ -186,7 +186,7 @@ class ShardMaker:
   def _reason(self, error: MediaError | OSError) -> str:
     """What is wrong with a clip, with paths relative to the dataset folder."""
     text = f"{error.path}: {error.reason}" if isinstance(error, MediaError) else str(error)
-    return text.replace(f"{self.dataset.root}{os.sep}", "")
+    return printable(text.replace(f"{self.dataset.root}{os.sep}", ""))
 
 
 @contextlib.contextmanager
