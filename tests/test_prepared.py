@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import DATASETS, DataError, Media, MediaError
+from data_pipelines import DATASETS, DataError, Media, MediaError, bench
 from data_pipelines.base import ClipCache, Dataset
 from data_pipelines.encode import Encoding
 from data_pipelines.prepare import Options, prepare
@@ -149,3 +149,14 @@ def test_records_that_are_not_complete_or_damaged_are_refused(tmp_path):
   (folder / "manifest.json").unlink()
   with pytest.raises(DataError, match=r"is not complete; run the same data_pipelines\.prepare again"):
     DATASETS["ave"](tmp_path / "out").coverage("train")
+
+
+def test_benchmark_says_what_it_measured(pair, capsys):
+  raw, again = pair("ave", "official")
+  pack, _ = pair("ave", "dg_sct")
+  for dataset, kind in ((raw, "mp4"), (pack, "pictures"), (again, "ArrayRecord")):
+    assert bench.main([f"--root={dataset.root}", "--clips=3", "--image_size=16", "--sample_rate_hz=16000"]) == 0
+    for line in capsys.readouterr().out.splitlines():
+      name, threads, _, rate, _, per_core, *_ = line.split()
+      assert name == kind and float(rate) == pytest.approx(int(threads) * float(per_core), rel=0.01, abs=0.1 * int(threads))
+  assert bench.main(["--dataset=avee"]) == 2 and "music_avqa" in capsys.readouterr().err
