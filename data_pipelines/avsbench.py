@@ -123,6 +123,9 @@ class Masks(Dataset):
     packed = self._folder("wave", record) / waves.FILE_NAME
     return packed if not wav.is_file() and packed.is_file() else wav
 
+  def pictures(self, record: Segmentation) -> tuple[list[Path], list[Path]]:
+    return self.frames(record), self.masks(record)
+
   def clip_files(self, record: Segmentation) -> tuple[Path, ...]:
     """(folder of frames, sound, folder of masks), () if any is missing."""
     files = self.frames(record)[0].parent, self.sound(record), self.masks(record)[0].parent

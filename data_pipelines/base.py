@@ -1,6 +1,7 @@
 """What all datasets share: finding files, rows, decoding, and a cached random-access source of examples."""
 
 import dataclasses
+import functools
 import random
 import re
 import threading
@@ -12,6 +13,7 @@ import numpy as np
 
 from data_pipelines import media as media_lib
 from data_pipelines import transforms
+from data_pipelines.prepared import PreparedStore, open_store
 from data_pipelines.schema import FETCH, DataError, Example, Media, MediaError, Record, order_splits
 
 DEFAULT_CACHE_BYTES = 1_500_000_000
@@ -189,6 +191,25 @@ class Dataset:
     """The media files of a row, () if any is missing."""
     return self.layout.find(self.root, self.clip_names(record))
 
+  def pictures(self, record: Record) -> tuple[list[Path], list[Path]]:
+    """Of a clip that is stored as pictures: the files of its T frames, and of the masks of the first of them."""
+    return media_lib.frame_files(self.clip_files(record)[0], self.seconds), []
+
+  @functools.cached_property
+  def prepared(self) -> PreparedStore | None:
+    """What `data_pipelines.prepare` wrote below this root to stand in for the media; None for a raw root."""
+    return open_store(self)
+
+  def has_clip(self, record: Record) -> bool:
+    """Whether the media of a row exist."""
+    return bool(self.clip_files(record)) if self.prepared is None else self.clip_key(record) in self.prepared
+
+  def read_clip(self, record: Record, media: Media) -> Example:
+    """`decode_clip`, or the same from prepared records where the root has them."""
+    if self.prepared is None:
+      return self.decode_clip(record, media)
+    return self.prepared.decode_clip(self.clip_key(record), media, self._zero_clip(media))
+
   def decode_clip(self, record: Record, media: Media) -> Example:
     """The media of a row: visual uint8 [T, H, W, 3], audio int16 [T, S]; raises MediaError."""
     files = self.clip_files(record)
@@ -215,7 +236,7 @@ class Dataset:
 
   def decode(self, record: Record, media: Media) -> Example:
     """One example: media, labels, id (str) and mask (float32 (), 1); raises MediaError naming the file."""
-    return self._example(record, self.decode_clip(record, media))
+    return self._example(record, self.read_clip(record, media))
 
   def _example(self, record: Record, clip: Example) -> Example:
     return {**clip, **self.labels(record), "id": record.id, "mask": np.float32(1)}
@@ -238,7 +259,7 @@ class Dataset:
   def coverage(self, split: str) -> dict[str, Any]:
     """{"clips": number of distinct clips, "missing": those whose media files do not exist}."""
     clips = {record.clip: record for record in self.records(split)}
-    missing = [clip for clip, record in clips.items() if not self.clip_files(record)]
+    missing = [clip for clip, record in clips.items() if not self.has_clip(record)]
     return {"clips": len(clips), "missing": missing}
 
 
@@ -310,7 +331,7 @@ class Source:
     return self._cache.fetch(key, lambda: self._decode(record))
 
   def _decode(self, record: Record) -> Example:
-    clip = self.dataset.decode_clip(record, self.media)
+    clip = self.dataset.read_clip(record, self.media)
     for array in clip.values():
       array.setflags(write=False)  # it will be handed out again
     return clip

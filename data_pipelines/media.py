@@ -33,6 +33,27 @@ class Clip:
   duration_s: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+  """T seconds of a video file before they are resized and resampled.
+
+  Attributes:
+    images: T pictures as they are in the file; the same object where one is shown twice.
+    samples: the sound from the start of the file on.
+    starts: int64 [T], the second of the file that each shows.
+    duration_s: length of the file.
+  """
+
+  images: list[Image.Image]
+  samples: "_Samples"
+  starts: np.ndarray
+  duration_s: float
+
+  def audio(self, rate_hz: int) -> np.ndarray:
+    """int16 [T, rate_hz]."""
+    return transforms.cut_seconds(self.samples.wave(rate_hz), rate_hz, self.starts)
+
+
 @contextlib.contextmanager
 def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
   """Opens a file for decoding; every failure inside the block becomes a MediaError."""
@@ -142,11 +163,16 @@ def _check_end(path: Path | str, kind: str, end_s: float, promised_s: float, wan
     raise MediaError(path, f"is cut off: its {kind} ends at {end_s:.1f} s of {promised_s:.1f} s", AGAIN)
 
 
-def _convert(frames: list[av.VideoFrame], media: Media) -> np.ndarray:
-  """Decoded frames -> uint8 [T, H, W, 3]; a frame shown twice is converted once."""
+def _images(frames: list[av.VideoFrame]) -> list[Image.Image]:
+  """Decoded frames as pictures; a frame shown twice is converted once."""
   images = {id(frame): Image.fromarray(frame.to_ndarray(format="rgb24")) for frame in frames}
-  images = {key: transforms.resize_image(image, media.image_size, crop=media.crop) for key, image in images.items()}
-  return np.stack([images[id(frame)] for frame in frames])
+  return [images[id(frame)] for frame in frames]
+
+
+def _resized(images: list[Image.Image], media: Media) -> np.ndarray:
+  """Pictures -> uint8 [T, H, W, 3]; one shown twice is resized once."""
+  arrays = {id(image): transforms.resize_image(image, media.image_size, crop=media.crop) for image in images}
+  return np.stack([arrays[id(image)] for image in images])
 
 
 def _decode(
@@ -186,6 +212,16 @@ def decode_clip(path: Path | str, media: Media, seconds: int, *, spread: bool = 
     silent after its end.
 
   Raises:
+    MediaError: as `read_seconds`.
+  """
+  found = read_seconds(path, seconds, spread=spread)
+  return Clip(_resized(found.images, media), found.audio(media.sample_rate_hz), found.duration_s)
+
+
+def read_seconds(path: Path | str, seconds: int, *, spread: bool = False) -> Seconds:
+  """What `decode_clip` shows, at the file's own picture size and sample rate.
+
+  Raises:
     MediaError: missing or broken file, no video or no audio track, a file that ends long before its stated
       length.
   """
@@ -200,9 +236,8 @@ def decode_clip(path: Path | str, media: Media, seconds: int, *, spread: bool = 
       raise MediaError(path, f"its {'video' if nearest.last is None else 'audio'} track is empty", AGAIN)
     _check_end(path, "video", nearest.last_time, promised[0], float(starts[-1] + 0.5))
     _check_end(path, "audio", samples.end_s, promised[1], float(starts[-1] + 1))
-    visual = _convert(nearest.finish(), media)
-  wave = samples.wave(media.sample_rate_hz)
-  return Clip(visual, transforms.cut_seconds(wave, media.sample_rate_hz, starts), duration)
+    images = _images(nearest.finish())
+  return Seconds(images, samples, starts, duration)
 
 
 def decode_video(path: Path | str, times: Sequence[float], media: Media) -> tuple[np.ndarray, float]:
@@ -220,7 +255,7 @@ def decode_video(path: Path | str, times: Sequence[float], media: Media) -> tupl
     if nearest.last is None:
       raise MediaError(path, "its video track is empty", AGAIN)
     _check_end(path, "video", nearest.last_time, _length_s(stream, duration), float(times[-1]))
-    return _convert(nearest.finish(), media), duration
+    return _resized(_images(nearest.finish()), media), duration
 
 
 def decode_audio(path: Path | str, sample_rate_hz: int) -> np.ndarray:
@@ -299,13 +334,21 @@ def _load_image(path: Path | str) -> Image.Image:
 
 
 def read_frames(folder: Path, media: Media, seconds: int) -> np.ndarray:
-  """A folder of numbered jpg or png frames -> uint8 [T, H, W, 3], T of them spread evenly over the folder.
-
-  The digits of the names and the frames per second do not matter: LLP's 80 files (8 a second) give ten, as ten do; of
-  fewer than T some are shown twice.
+  """A folder of numbered jpg or png frames -> uint8 [T, H, W, 3], the files of `frame_files`.
 
   Raises:
     MediaError: no folder, no pictures in it, or a broken picture.
+  """
+  chosen = frame_files(folder, seconds)
+  pictures = {path: read_image(path, media) for path in dict.fromkeys(chosen)}
+  return np.stack([pictures[path] for path in chosen])
+
+
+def frame_files(folder: Path, seconds: int) -> list[Path]:
+  """T of the numbered jpg or png files of a folder, spread evenly over it; raises MediaError if it holds none.
+
+  The digits of the names and the frames per second do not matter: LLP's 80 files (8 a second) give ten, as ten do; of
+  fewer than T some are shown twice.
   """
   found = folder.iterdir() if folder.is_dir() else ()
   # Names with a leading dot are leavings of the systems that packed the folder ("._00000001.jpg"), and no pictures.
@@ -313,6 +356,4 @@ def read_frames(folder: Path, media: Media, seconds: int) -> np.ndarray:
   if not paths:
     raise MediaError(folder, "holds no frames (jpg or png)", AGAIN)
   paths.sort(key=lambda p: [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", p.name)])
-  chosen = transforms.pick_files(len(paths), seconds)
-  pictures = {i: read_image(paths[i], media) for i in sorted(set(chosen))}
-  return np.stack([pictures[i] for i in chosen])
+  return [paths[i] for i in transforms.pick_files(len(paths), seconds)]

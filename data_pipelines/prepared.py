@@ -1,0 +1,146 @@
+"""Reads what `data_pipelines.prepare` wrote, in the place of the media files.
+
+Labels, questions and splits come from the copied label files, so that the readers of the raw benchmarks read prepared
+ones too.
+"""
+
+import io
+import threading
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data_pipelines import media as media_lib
+from data_pipelines import records, transforms
+from data_pipelines.schema import DataError, Example, Media, MediaError
+
+if TYPE_CHECKING:
+  from data_pipelines.base import Dataset
+
+AGAIN = "run data_pipelines.prepare again, or let on_bad_clip='skip' leave it out"
+
+
+def open_store(dataset: "Dataset") -> "PreparedStore | None":
+  """The prepared records below a dataset folder, None if it has none; raises DataError if they are not complete."""
+  from data_pipelines import DATASETS  # not at the top: this package imports the readers, and they this module
+
+  name = next((name for name, kind in DATASETS.items() if kind is type(dataset)), None)
+  if name is None or not (folder := records.records_folder(dataset.root, name)).is_dir():
+    return None
+  return PreparedStore(folder, spread=dataset.spread)
+
+
+class PreparedStore:
+  """The clips of all splits by their keys; threads may share it, and it can be pickled.
+
+  Attributes:
+    folder: the TFDS directory.
+    settings: what `prepare` was run with.
+  """
+
+  def __init__(self, folder: Path, *, spread: bool) -> None:
+    """Reads the manifest, no record; `spread` as in the reader. Raises DataError."""
+    if (manifest := records.read_json(folder / records.MANIFEST)) is None:
+      raise DataError(f"{folder}: is not complete; run the same data_pipelines.prepare again, it goes on where it stopped")
+    self.folder, self.settings = folder, manifest["settings"]
+    self._spread, self._shards = spread, manifest["shards"]
+    self._reasons = {x["clip"]: x["reason"] for x in manifest["left_out"]}
+    self._places: dict[str, tuple[str, int]] = {}  # clip -> split and position in it
+    counts: dict[str, int] = {}
+    for shard in self._shards:
+      first = counts.get(shard["split"], 0)
+      self._places.update({clip: (shard["split"], first + i) for i, clip in enumerate(shard["clips"])})
+      counts[shard["split"]] = first + len(shard["clips"])
+    self._sources: dict[str, Sequence[dict[str, Any]]] = {}
+    self._lock = threading.Lock()
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_sources")}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state, _lock=threading.Lock(), _sources={})
+
+  def __contains__(self, key: Hashable) -> bool:
+    return records.clip_text(key) in self._places
+
+  def decode_clip(self, key: Hashable, media: Media, zeros: Example) -> Example:
+    """What the reader's `decode_clip` gives for the raw clip; raises MediaError.
+
+    Args:
+      key: `Dataset.clip_key` of the row.
+      media: image size and sample rate.
+      zeros: arrays of the result's shapes: visual [T, H, W, 3], audio [T, S], and label [T, H, W] for masks.
+    """
+    clip = records.clip_text(key)
+    example, where = self._read(clip), f"{self.folder}: clip {clip!r}"
+    result = {"visual": _pictures(example["frames"], media, where), "audio": self._audio(example["audio"], media)}
+    if "label" in zeros:
+      result["label"] = zeros["label"].copy()
+      for label, mask in zip(result["label"], example["masks"], strict=False):
+        label[:] = media_lib.read_mask(_Named(mask, where), media)
+    for name, array in result.items():
+      if array.shape != zeros[name].shape:
+        raise DataError(f"{where}: its {name} is {array.shape}, not {zeros[name].shape}; {AGAIN}")
+    return result
+
+  def _read(self, clip: str) -> dict[str, Any]:
+    """The encoded example of a clip."""
+    if clip not in self._places:
+      reason = self._reasons.get(clip, "not in the label files that were prepared")
+      raise MediaError(self.folder, f"clip {clip!r} was left out ({reason})", f"mend it and {AGAIN}")
+    split, position = self._places[clip]
+    source = self._source(split)
+    try:
+      return source[position]
+    except (RuntimeError, ValueError) as error:  # array_record, protobuf
+      reason = f"clip {clip!r} cannot be read ({error})".replace("\n", " ")
+      raise MediaError(self.folder, reason, AGAIN) from error
+
+  def _source(self, split: str) -> Sequence[dict[str, Any]]:
+    """The TFDS data source of a split, opened when first asked for."""
+    with self._lock:
+      if split not in self._sources:
+        import tensorflow_datasets as tfds
+
+        for shard in self._shards:
+          self._check_size(shard["file"], shard["size"])
+        self._sources[split] = tfds.builder_from_directory(str(self.folder)).as_data_source(split)
+      return self._sources[split]
+
+  def _check_size(self, name: str, size: int) -> None:
+    path = self.folder / name
+    if not path.is_file() or path.stat().st_size != size:
+      raise MediaError(path, "is missing or cut off", "copy the folder again, or run data_pipelines.prepare again")
+
+  def _audio(self, samples: np.ndarray, media: Media) -> np.ndarray:
+    """Stored int16 [T * S] -> int16 [T, sample_rate_hz].
+
+    Consecutive seconds are resampled as one wave, as the raw clip is; seconds spread over a longer clip one by one,
+    because what stands before and after each is not its own.
+    """
+    stored_hz, rate_hz = self.settings["sample_rate_hz"], media.sample_rate_hz
+    seconds = samples.reshape(-1, stored_hz)
+    if rate_hz == stored_hz:
+      return seconds.copy()  # what was read from a file belongs to the record
+    waves = seconds if self._spread else samples[None]
+    wave = np.concatenate([media_lib.resample(x.astype(np.float32) / 32768, stored_hz, rate_hz) for x in waves])
+    return transforms.cut_seconds(wave, rate_hz, np.arange(len(seconds)))
+
+
+class _Named(io.BytesIO):
+  """An encoded picture that says where it came from in error messages."""
+
+  def __init__(self, content: bytes, where: str) -> None:
+    super().__init__(content)
+    self._where = where
+
+  def __str__(self) -> str:
+    return self._where
+
+
+def _pictures(frames: Sequence[bytes], media: Media, where: str) -> np.ndarray:
+  """Encoded frames -> uint8 [T, H, W, 3]; one shown twice is decoded once."""
+  done = {frame: media_lib.read_image(_Named(frame, where), media) for frame in dict.fromkeys(frames)}
+  return np.stack([done[frame] for frame in frames])

@@ -1,0 +1,193 @@
+"""`python -m data_pipelines.prepare` run again: after a kill, with nothing to do, with other settings, with mended clips."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from preparing import COUNT, ROOT, TIMEOUT_S, flags, journals, make_many, manifest, refused, shards, tree
+
+from data_pipelines import prepare
+
+# The command, killing itself when so many shards are finished: before the next is renamed, or before its journal is.
+KILLED = """
+import os, signal, sys
+from data_pipelines import prepare, records, shards
+
+finished, where = int(sys.argv[1]), sys.argv[2]
+publish, write, done = shards.ShardMaker.publish, records.write_atomic, []
+
+def killing_publish(self, shard, partial, entry):
+  if len(done) == finished and where == "shard":
+    os.kill(os.getpid(), signal.SIGKILL)
+  publish(self, shard, partial, entry)
+  done.append(shard)
+
+def killing_write(path, content):
+  if len(done) == finished and where == "journal" and "array_record" in path.name:
+    os.kill(os.getpid(), signal.SIGKILL)
+  write(path, content)
+
+shards.ShardMaker.publish, records.write_atomic = killing_publish, killing_write
+sys.exit(prepare.main(sys.argv[3:]))
+"""
+
+# The command with workers (which run the top of this file too) that take their time.
+SLOW = """
+import signal, sys, time
+from data_pipelines import prepare, shards
+
+entry = shards.ShardMaker.entry
+shards.ShardMaker.entry = lambda *arguments: time.sleep(0.1) or entry(*arguments)
+
+if __name__ == "__main__":
+  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  sys.exit(prepare.main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def many(tmp_path: pathlib.Path) -> pathlib.Path:
+  return make_many(tmp_path / "raw")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+  """What an uninterrupted run with two workers writes for `many`."""
+  folder = tmp_path_factory.mktemp("whole")
+  assert prepare.main(flags(make_many(folder / "raw"), folder / "out", num_workers=2)) == 0
+  return tree(folder / "out")
+
+
+@pytest.mark.parametrize(("finished", "where"), [(0, "shard"), (1, "journal"), (2, "shard")])
+def test_killed_and_started_again_gives_the_same_bytes(tmp_path, many, whole, finished, where, capsys):
+  arguments = flags(many, tmp_path / "out")
+  command = [sys.executable, "-c", KILLED, str(finished), where, *arguments]
+  assert subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, cwd=ROOT).returncode == -signal.SIGKILL
+  assert len(journals(tmp_path / "out")) == finished and tree(tmp_path / "out") != whole
+  times = {path: path.stat().st_mtime_ns for path in journals(tmp_path / "out")}
+  assert prepare.main(arguments) == 0
+  assert tree(tmp_path / "out") == whole
+  assert {path: path.stat().st_mtime_ns for path in times} == times
+  assert finished == 0 or f"{finished} of 4 shards are finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, prepare.STOPPED)])
+def test_workers_end_with_a_run_that_is_stopped(tmp_path, many, whole, sent, code):
+  (script := tmp_path / "slow.py").write_text(SLOW)
+  command = [sys.executable, str(script), *flags(many, tmp_path / "out", num_workers=2)]
+  run = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+  until(lambda: journals(tmp_path / "out") or run.poll() is not None)
+  workers = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
+  run.send_signal(sent)
+  assert run.wait(TIMEOUT_S) == code and len(workers) >= 2
+  assert (code != prepare.STOPPED) or run.stderr.read().splitlines()[-1].startswith("stopped; what is finished is kept")
+  until(lambda: not any(alive(int(pid)) for pid in workers))
+  assert 0 < len(journals(tmp_path / "out")) < 4
+  assert prepare.main(flags(many, tmp_path / "out")) == 0
+  assert tree(tmp_path / "out") == whole
+
+
+def until(true, timeout_s: float = 30) -> None:
+  """Waits until a condition holds; fails if it does not."""
+  end = time.monotonic() + timeout_s
+  while not true():
+    assert time.monotonic() < end
+    time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+  """Whether a process runs; one that ended and whose parent is gone may wait to be collected."""
+  state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+  return bool(state) and not state.startswith("Z")
+
+
+def test_a_finished_run_is_left_alone(tmp_path, many, whole, capsys):
+  assert prepare.main(flags(many, tmp_path / "out")) == 0
+  times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()}
+  capsys.readouterr()
+  assert prepare.main(flags(many, tmp_path / "out", num_workers=2)) == 0
+  assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if path.is_file()} == times
+  assert "4 of 4 shards are finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("damage", ["flipped", "gone"])
+def test_a_damaged_shard_alone_is_made_again(tmp_path, many, whole, damage):
+  assert prepare.main(flags(many, tmp_path / "out")) == 0
+  broken, *others = shards(tmp_path / "out")
+  times = [path.stat().st_mtime_ns for path in others]
+  content = bytearray(broken.read_bytes())
+  content[5000] ^= 1
+  broken.unlink() if damage == "gone" else broken.write_bytes(content)
+  assert prepare.main(flags(many, tmp_path / "out")) == 0
+  assert tree(tmp_path / "out") == whole and [path.stat().st_mtime_ns for path in others] == times
+
+
+@pytest.mark.parametrize(
+  ("option", "words"),
+  [
+    ({"image_size": 64}, "image_size was 448, is 64"),
+    ({"sample_rate_hz": 16000}, "sample_rate_hz was 8000, is 16000"),
+    ({"clips_per_shard": 4}, "clips_per_shard was 5, is 4"),
+  ],
+)
+def test_other_settings_are_refused_and_overwritten_on_request(tmp_path, many, capsys, option, words):
+  assert prepare.main(flags(many, tmp_path / "out")) == 0
+  before = tree(tmp_path / "out")
+  refused(capsys, flags(many, tmp_path / "out", **option), words, "--overwrite")
+  assert tree(tmp_path / "out") == before
+  assert prepare.main(flags(many, tmp_path / "out", "--overwrite", **option)) == 0
+  assert prepare.main(flags(many, tmp_path / "fresh", **option)) == 0
+  assert tree(tmp_path / "out") == tree(tmp_path / "fresh") != before
+
+
+def test_changed_labels_and_media_are_refused(tmp_path, many, capsys):
+  assert prepare.main(flags(many, tmp_path / "out")) == 0
+  video = many / "AVE/clip_000003.mp4"
+  content = video.read_bytes()
+  video.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # the size tells nothing
+  refused(capsys, flags(many, tmp_path / "out"), str(video), "--overwrite")
+  video.unlink()
+  refused(capsys, flags(many, tmp_path / "out"), str(video), "--overwrite")
+  video.write_bytes(content)  # touched, and the same
+  assert prepare.main(flags(many, tmp_path / "out")) == 0
+  with (many / "AVE/trainSet.txt").open("a") as file:
+    file.write("\nMandolin&clip_000001&good&0&5")
+  refused(capsys, flags(many, tmp_path / "out"), "labels/trainSet.txt was", "--overwrite")
+
+
+def test_a_broken_clip_is_listed_and_skipped_and_can_be_mended(tmp_path, many, whole, capsys):
+  video = many / "AVE/clip_000006.mp4"
+  content = video.read_bytes()
+  video.write_bytes(content[:900])
+  assert prepare.main(flags(many, tmp_path / "out")) == 0
+  assert "left out: train clip clip_000006: clip_000006.mp4: cannot be decoded" in capsys.readouterr().err
+  (entry,) = manifest(tmp_path / "out")["left_out"]
+  assert entry["split"] == "train" and entry["clip"] == "clip_000006" and entry["reason"].startswith("clip_000006.mp4: cannot")
+  assert manifest(tmp_path / "out")["splits"]["train"]["written"] == COUNT - 1
+  # --strict says so too when nothing is left to do; mended, its shard alone is made again.
+  refused(capsys, flags(many, tmp_path / "out", "--strict"), "1 of 20 clips cannot be used", "--strict")
+  video.write_bytes(content)
+  untouched = {path: path.stat().st_mtime_ns for path in shards(tmp_path / "out") if "00001-of" not in path.name}
+  assert prepare.main(flags(many, tmp_path / "out", "--strict")) == 0
+  assert tree(tmp_path / "out") == whole
+  assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
+
+
+def test_more_than_five_percent_stop_the_run_and_keep_what_is_finished(tmp_path, many, whole, capsys):
+  kept = {}
+  for i in (7, 11):
+    video = many / f"AVE/clip_{i:06d}.mp4"
+    kept[video] = video.read_bytes()
+    video.write_bytes(b"")
+  before = refused(capsys, flags(many, tmp_path / "out"), "2 of 20 clips", "more than 5 percent", "--max_broken_percent")
+  assert "clip_000007" in before and "clip_000011" in before
+  assert len(journals(tmp_path / "out")) == 3  # the last was not begun
+  times = journals(tmp_path / "out")[0].stat().st_mtime_ns
+  for video, content in kept.items():
+    video.write_bytes(content)
+  assert prepare.main(flags(many, tmp_path / "out")) == 0
+  assert tree(tmp_path / "out") == whole and journals(tmp_path / "out")[0].stat().st_mtime_ns == times
