@@ -90,7 +90,7 @@ def extras(dataset: Dataset, context: Context) -> list[Finding]:
   for folder, names in extra_files(dataset, context).items() if context.states else ():
     odd = tuple(printable(name) for name in names if _undecodable(name))
     if odd:
-      what = f"{plural(len(odd), 'name that is', 'names that are')} not UTF-8, so no row can mean {'it' if len(odd) == 1 else 'them'}"
+      what = f"{plural(len(odd), 'name')} not in UTF-8, which no row can mean"
       found.append(Finding("gap", "names", str(folder), what, "rename them to the ids of their rows", odd))
     if plain := tuple(name for name in names if not _undecodable(name)):
       what = f"{plural(len(plain), 'entry', 'entries')} of no row"
