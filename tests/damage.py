@@ -2,17 +2,17 @@
 
 import json
 import pathlib
-import shutil
 
 import fabricate
 import numpy as np
+
+from data_pipelines import music_avqa
 
 AVE_ROWS = {
   "train": ("Bark&aaaaaaaaaaa&good&6&8", "Cat&-bbbbbbbbb_&good&0&10"),
   "test": ("Cat&ccccccccccc&good&2&9",),
 }
 LLP_NAMES = tuple(f"{clip}_{10 * i}_{10 * i + 10}" for i, clip in enumerate(fabricate.CLIP_IDS))
-VIDEO = {"ave": "AVE/video", "llp": "LLP/video", "music_avqa": "MUSIC-AVQA/video"}
 S4_DATA = pathlib.Path("AVSBench/Single-source/s4_data")
 
 
@@ -51,8 +51,6 @@ def clean_avsbench(root: pathlib.Path) -> None:
 def clean_music_avqa(root: pathlib.Path) -> None:
   """Three questions on two clips in train, one in test; clips of 30 s."""
   folder = fabricate.make_music_avqa(root / "MUSIC-AVQA")
-  from data_pipelines import music_avqa
-
   own = {"words": list(music_avqa.WORDS), "answers": sorted(music_avqa.ANSWERS)}
   (folder / "vocabulary.json").write_text(json.dumps(own))
 
@@ -84,8 +82,3 @@ def silence(root: pathlib.Path, split: str) -> None:
 def s4(root: pathlib.Path, kind: str, split: str) -> pathlib.Path:
   """The folder of the fabricated clip of a split (of its wav: without the ending)."""
   return root / S4_DATA / kind / split / "dog_barking" / f"{split}_clip_0"
-
-
-def copy(source: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
-  """A root that may be damaged."""
-  return pathlib.Path(shutil.copytree(source, target))

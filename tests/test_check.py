@@ -1,72 +1,17 @@
 """`python -m data_pipelines.check`: clean roots, and every kind of damage, by the words of the report and the exit code."""
 
 import json
-import os
 import pathlib
 import re
 import socket
 
 import damage
-import fabricate
-import numpy as np
 import pytest
-from PIL import Image
-from test_annotations import annotations  # noqa: F401  a fixture
+from check_roots import clean_roots, copy_of_root, run_command, told  # noqa: F401
+from test_annotations import ANNOTATIONS
 
 from data_pipelines import check
-from data_pipelines.checks import media
 from data_pipelines.checks.report import Report
-
-
-@pytest.fixture(scope="module")
-def clean(tmp_path_factory) -> dict[str, pathlib.Path]:
-  """A clean data root of each dataset; tests must not change it."""
-  roots = {name: tmp_path_factory.mktemp(name) for name in damage.CLEAN}
-  for name, root in roots.items():
-    damage.CLEAN[name](root)
-  return roots
-
-
-@pytest.fixture
-def ave(clean, tmp_path) -> pathlib.Path:
-  return damage.copy(clean["ave"], tmp_path / "root")
-
-
-@pytest.fixture
-def llp(clean, tmp_path) -> pathlib.Path:
-  return damage.copy(clean["llp"], tmp_path / "root")
-
-
-@pytest.fixture
-def avsbench(clean, tmp_path) -> pathlib.Path:
-  return damage.copy(clean["avsbench"], tmp_path / "root")
-
-
-@pytest.fixture
-def music_avqa(clean, tmp_path) -> pathlib.Path:
-  return damage.copy(clean["music_avqa"], tmp_path / "root")
-
-
-@pytest.fixture
-def run(capsys):
-  """(dataset, root, options) -> exit code, text, and the report as JSON, which must agree."""
-
-  def command(name: str, root: pathlib.Path, *options: str) -> tuple[int, str, dict]:
-    arguments = [f"--dataset={name}", f"--root={root}", "--workers=2", *options]
-    code = check.main(arguments)
-    text = capsys.readouterr().out
-    assert check.main([*arguments, "--json"]) == code
-    found = json.loads(capsys.readouterr().out)
-    assert found["exit_code"] == code
-    return code, text, found["datasets"][name]
-
-  return command
-
-
-def told(report: dict, severity: str, name: str) -> list[dict]:
-  """The findings of one check and severity."""
-  return [f for f in report["findings"] if (f["severity"], f["check"]) == (severity, name)]
-
 
 # Clean.
 
@@ -90,7 +35,7 @@ def test_all_keys_of_the_report_stand_in_the_help(run, clean, capsys):
     check.main(["--help"])
   words = set(re.findall(r"\w+", capsys.readouterr().out))
   assert left.value.code == 0
-  _, _, report = run("ave", clean["ave"])
+  _, _, report = run("music_avqa", clean["music_avqa"])
   assert set(report) == set(Report.__dataclass_fields__) <= words
   assert set(report["findings"][0]) | set(report["tree"][0]) | set(report["classes"][0]) <= words
   assert set(report["splits"]["train"]) <= words
@@ -105,7 +50,8 @@ def test_all_checks_each_dataset_that_is_there(clean, tmp_path, capsys):
   assert "LLP" not in text and text.endswith("ave: usable with gaps\nmusic_avqa: clean\n")
 
 
-def test_frames_and_waves_are_as_good_as_mp4(run, ave):
+def test_frames_and_waves_are_as_good_as_mp4(run, copy_of):
+  ave = copy_of("ave")
   damage.to_frames(ave, "aaaaaaaaaaa")
   code, text, report = run("ave", ave)
   assert code == 0 and report["layout"] == {"frames + npy": 1, "mp4": 2}
@@ -140,7 +86,8 @@ def test_no_labels_shows_what_is_expected_and_what_is_there(run, tmp_path):
   assert "AVE-ECCV18" in report["next"][0]
 
 
-def test_no_media_at_all(run, ave):
+def test_no_media_at_all(run, copy_of):
+  ave = copy_of("ave")
   for path in (ave / "AVE/video").iterdir():
     path.unlink()
   code, text, report = run("ave", ave, "--decode=none")
@@ -150,7 +97,8 @@ def test_no_media_at_all(run, ave):
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_empty_and_missing_splits(run, ave, split):
+def test_empty_and_missing_splits(run, copy_of, split):
+  ave = copy_of("ave")
   rows = {**damage.AVE_ROWS, split: ()}
   damage.write_ave_rows(ave / "AVE", rows)
   code, text, _ = run("ave", ave)
@@ -161,156 +109,11 @@ def test_empty_and_missing_splits(run, ave, split):
   assert {"mark": "-", "path": f"AVE/{split}Set.txt", "what": "missing", "md5": ""} in report["tree"]
 
 
-# Clips.
-
-
-def test_missing_clips_are_counted_by_split_and_class(run, ave):
-  (ave / "AVE/video/aaaaaaaaaaa.mp4").unlink()
-  code, text, report = run("ave", ave)
-  assert code == 1 and "train: 1 of 2 clips without media" in text and "AVE/video/aaaaaaaaaaa.mp4" not in report["tree"]
-  assert re.search(r"Bark +1 +0 +0\.0\n", text) and "Cat " not in text
-  assert report["splits"]["train"] == {"rows": 2, "clips": 2, "usable": 1, "missing": 1, "broken": 0, "decoded": 1}
-  assert "aaaaaaaaaaa.mp4" in told(report, "gap", "missing")[0]["examples"][0]
-  assert "or train on the clips that are there: --config.data.on_bad_clip=skip" in text
-
-
-def test_a_needed_split_without_any_usable_clip(run, ave):
-  (ave / "AVE/video/ccccccccccc.mp4").unlink()
-  code, text, _ = run("ave", ave)
-  assert code == 2 and "test: no clip of this split can be used" in text
-
-
-@pytest.mark.parametrize("decode", ["all", "none"])
-def test_truncated_mp4(run, ave, decode):
-  damage.cut(ave / "AVE/video/aaaaaaaaaaa.mp4")
-  code, text, report = run("ave", ave, f"--decode={decode}")
-  assert code == 1 and "train: 1 of 2 clips cut off" in text
-  assert "AVE/video/aaaaaaaaaaa.mp4: is cut off: " in text and report["splits"]["train"]["broken"] == 1
-
-
-def test_mp4_cut_where_its_index_is_whole(run, ave):
-  path = fabricate.write_mp4(ave / "AVE/video/aaaaaaaaaaa.mp4", faststart=True)
-  damage.cut(path)
-  code, _, report = run("ave", ave)
-  assert code == 1 and "is cut off" in told(report, "gap", "truncated")[0]["examples"][0]
-
-
-def test_unreadable_and_empty_files(run, ave):
-  (ave / "AVE/video/aaaaaaaaaaa.mp4").write_bytes(b"<html>quota exceeded</html>" * 40)
-  (ave / "AVE/video/-bbbbbbbbb_.mp4").write_bytes(b"")
-  code, text, report = run("ave", ave)
-  assert code == 2 and "train: no clip of this split can be used" in text
-  assert "cannot be decoded" in told(report, "gap", "unreadable")[0]["examples"][0]
-  assert told(report, "gap", "zero_byte")[0]["examples"] == [f"{ave}/AVE/video/-bbbbbbbbb_.mp4: is empty (0 bytes)"]
-  assert run("ave", ave, "--decode=none")[2]["splits"]["train"] == {
-    **{"rows": 2, "clips": 2, "usable": 1, "missing": 0, "broken": 1, "decoded": 0}
-  }
-
-
-def test_zero_byte_wav(run, avsbench):
-  damage.s4(avsbench, "audio_wav", "val").with_suffix(".wav").write_bytes(b"")
-  code, text, _ = run("avsbench", avsbench)
-  assert code == 1 and "val: 1 of 1 clip with an empty file" in text and "val_clip_0.wav: is empty (0 bytes)" in text
-
-
-def test_zero_byte_frame(run, ave):
-  damage.to_frames(ave, "aaaaaaaaaaa")
-  (ave / "AVE/frames/aaaaaaaaaaa/00000004.jpg").write_bytes(b"")
-  code, text, _ = run("ave", ave)
-  assert code == 1 and "AVE/frames/aaaaaaaaaaa/00000004.jpg: is empty (0 bytes)" in text
-
-
-@pytest.mark.parametrize("decode", ["all", "none"])
-def test_lost_masks_and_sounds(run, avsbench, decode):
-  (damage.s4(avsbench, "gt_masks", "val") / "val_clip_0_4.png").unlink()
-  code, text, report = run("avsbench", avsbench, f"--decode={decode}")
-  assert code == 1 and "val_clip_0: 4 of 5 masks" in text and report["splits"]["val"]["missing"] == 1
-  damage.s4(avsbench, "audio_wav", "val").with_suffix(".wav").unlink()
-  code, text, _ = run("avsbench", avsbench, f"--decode={decode}")
-  assert code == 1 and "val: 1 of 1 clip without media" in text
-
-
-def test_masks_of_zeros_and_ones_are_told_and_fine(run, avsbench):
-  folder = damage.s4(avsbench, "gt_masks", "test")
-  for number, high in ((1, 1), (2, 255)):
-    mask = np.zeros((48, 48), np.uint8)
-    mask[:, :24] = high
-    Image.fromarray(mask).save(folder / f"test_clip_0_{number}.png")
-  code, text, report = run("avsbench", avsbench)
-  assert code == 0 and "test: 1 clip whose masks hold 0 and 1 instead of 0 and 255: read as the same" in text
-  assert told(report, "note", "0_1_masks")[0]["examples"] == [f"{folder}/test_clip_0_1.png: values 0 and 1"]
-
-
-def test_empty_masks_are_a_gap_where_the_labels_are_official(run, avsbench):
-  Image.new("1", (48, 48)).save(damage.s4(avsbench, "gt_masks", "test") / "test_clip_0_2.png")
-  code, text, _ = run("avsbench", avsbench)
-  assert code == 0 and "test: 1 clip with an empty mask" in text
-  (avsbench / "AVSBench/categories.txt").unlink()
-  code, _, report = run("avsbench", avsbench)
-  assert code == 1 and told(report, "gap", "empty_masks") and told(report, "gap", "counts")
-
-
-def test_silent_sound(run, avsbench):
-  damage.silence(avsbench, "val")
-  code, text, _ = run("avsbench", avsbench)
-  assert code == 1 and "val: 1 clip without sound" in text and "val_clip_0.wav: silent, below -60 dBFS" in text
-  assert run("avsbench", avsbench, "--decode=none")[0] == 0
-
-
-def test_wrong_lengths(run, ave):
-  fabricate.write_mp4(ave / "AVE/video/ccccccccccc.mp4", seconds=6)
-  damage.to_frames(ave, "aaaaaaaaaaa", frames=8, samples=160_000)
-  damage.to_frames(ave, "-bbbbbbbbb_", frames=12)
-  code, text, _ = run("ave", ave)
-  assert code == 1
-  assert "test: 1 clip of another length" in text and "ccccccccccc.mp4: 6.0 s long, expected 10 s" in text
-  assert "train: 1 clip whose .npy has another length" in text and "160000 samples, expected 320000" in text
-  assert "aaaaaaaaaaa: 8 frames for 10 seconds" in text
-  assert "train: 1 clip with more frames than seconds: spread evenly here" in text
-
-
-def test_clips_of_avqa_may_have_any_length_unless_official(run, music_avqa):
-  (music_avqa / "MUSIC-AVQA/vocabulary.json").unlink()
-  code, _, report = run("music_avqa", music_avqa)
-  assert code == 1 and "30.0 s long, expected 60 s" in told(report, "gap", "duration")[0]["examples"][0]
-
-
-def test_files_of_no_row_and_names_that_are_no_utf8(run, ave):
-  (ave / "AVE/video/zzzzzzzzzzz.mp4").write_bytes(b"x")
-  (ave / "AVE/notes").mkdir()
-  code, text, report = run("ave", ave)
-  assert code == 0 and "AVE/video: 1 entry of no row: zzzzzzzzzzz.mp4" in text
-  assert {"mark": "?", "path": "AVE/notes", "what": "not used, 0 entries", "md5": ""} in report["tree"]
-  with open(os.fsencode(ave) + b"/AVE/video/caf\xe9.mp4", "wb") as file:
-    file.write(b"x")
-  code, text, _ = run("ave", ave)
-  assert code == 1 and "AVE/video: 1 name not in UTF-8, which no row can mean: caf\\xe9.mp4" in text
-
-
-def test_sample_decodes_the_same_clips_each_time(run, ave, monkeypatch):
-  monkeypatch.setattr(media, "SAMPLE", 1)
-  reports = [run("ave", ave, "--decode=sample")[2] for _ in range(2)]
-  assert [row["decoded"] for row in reports[0]["splits"].values()] == [1, 1]
-  (ave / "AVE/video/aaaaaaaaaaa.mp4").write_bytes(b"x" * 100)
-  first = run("ave", ave, "--decode=sample")[2]["splits"]["train"]["broken"]
-  fabricate.write_mp4(ave / "AVE/video/aaaaaaaaaaa.mp4")
-  (ave / "AVE/video/-bbbbbbbbb_.mp4").write_bytes(b"x" * 100)
-  assert sorted([first, run("ave", ave, "--decode=sample")[2]["splits"]["train"]["broken"]]) == [0, 1]
-
-
-def test_progress_goes_to_stderr_with_the_time_left(clean, capsys, monkeypatch):
-  monkeypatch.setattr(media.Lines, "every_s", 0, raising=False)
-  lines = media.Lines("check ave", every_s=0)
-  lines(1, 4)
-  assert re.fullmatch(r"check ave: 1/4 clips, \d+ s, about \d+ s left\n", capsys.readouterr().err)
-  assert check.main(["--dataset=ave", f"--root={clean['ave']}", "--json"]) == 0
-  json.loads(capsys.readouterr().out)
-
-
 # Labels.
 
 
-def test_header_in_its_place_is_fine_and_elsewhere_damage(run, ave):
+def test_header_in_its_place_is_fine_and_elsewhere_damage(run, copy_of):
+  ave = copy_of("ave")
   header, rows = "Category&VideoID&Quality&StartTime&EndTime", list(damage.AVE_ROWS["train"])
   (ave / "AVE/trainSet.txt").write_text("\n".join([header, *rows]))
   assert run("ave", ave)[0] == 0
@@ -320,21 +123,24 @@ def test_header_in_its_place_is_fine_and_elsewhere_damage(run, ave):
   assert len(told(report, "fatal", "damaged_labels")) == 1 and not told(report, "fatal", "splits")
 
 
-def test_shifted_columns_of_avsbench(run, avsbench):
+def test_shifted_columns_of_avsbench(run, copy_of):
+  avsbench = copy_of("avsbench")
   path = avsbench / "AVSBench/Single-source/s4_meta_data.csv"
   path.write_text(path.read_text().replace("name,start_time,category,split", "index,name,start_time,category,split"))
   code, text, _ = run("avsbench", avsbench)
   assert code == 2 and "s4_meta_data.csv" in text and "fields" in text
 
 
-def test_labels_that_are_no_text(run, ave):
+def test_labels_that_are_no_text(run, copy_of):
+  ave = copy_of("ave")
   (ave / "AVE/testSet.txt").write_bytes(b"Cat&caf\xe9\xff\xfe&good&0&10\n")
   code, text, report = run("ave", ave)
   assert code == 2 and "testSet.txt: cannot be read as UTF-8 text" in text
   assert report["splits"]["train"]["usable"] == 2  # the rest is looked at all the same
 
 
-def test_leaking_and_repeated_rows(run, ave):
+def test_leaking_and_repeated_rows(run, copy_of):
+  ave = copy_of("ave")
   first = damage.AVE_ROWS["train"][0]
   rows = {"train": (*damage.AVE_ROWS["train"], first), "test": (*damage.AVE_ROWS["test"], "Cat&aaaaaaaaaaa&good&0&0")}
   damage.write_ave_rows(ave / "AVE", rows)
@@ -344,13 +150,15 @@ def test_leaking_and_repeated_rows(run, ave):
   assert told(report, "gap", "empty_spans")[0]["examples"] == ["aaaaaaaaaaa 0-0"]
 
 
-def test_set_file_that_annotations_do_not_know(run, ave):
+def test_set_file_that_annotations_do_not_know(run, copy_of):
+  ave = copy_of("ave")
   (ave / "AVE/testSet.txt").write_text("Bark&ccccccccccc&good&2&9\n")
   code, text, _ = run("ave", ave)
   assert code == 1 and "Annotations.txt: 1 row of the Set files not in it: one of them is damaged: test: ccccccccccc" in text
 
 
-def test_repeated_question_ids(run, music_avqa):
+def test_repeated_question_ids(run, copy_of):
+  music_avqa = copy_of("music_avqa")
   path = music_avqa / "MUSIC-AVQA/avqa-train.json"
   rows = json.loads(path.read_text())
   path.write_text(json.dumps([*rows, {**rows[0], "anser": "two"}]))
@@ -360,7 +168,8 @@ def test_repeated_question_ids(run, music_avqa):
   assert told(report, "note", "leaks")
 
 
-def test_defects_of_dense_labels(run, llp):
+def test_defects_of_dense_labels(run, copy_of):
+  llp = copy_of("llp")
   head, first, test = "filename\tonset\toffset\tevent_labels\n", *damage.LLP_NAMES[:2]
   rows = [
     f"{test}\t0\t3\tSpeech",
@@ -384,14 +193,16 @@ def test_defects_of_dense_labels(run, llp):
     assert line in text
 
 
-def test_dense_labels_that_are_not_there(run, llp):
+def test_dense_labels_that_are_not_there(run, copy_of):
+  llp = copy_of("llp")
   (llp / "LLP/AVVP_eval_visual.csv").unlink()
   code, text, _ = run("llp", llp)
   assert code == 1 and "no AVVP_eval_visual.csv: nothing seen can be scored" in text
   assert re.search(r"- LLP/AVVP_eval_visual\.csv +missing", text)
 
 
-def test_labels_that_claim_to_be_official_are_held_to_it(run, llp):
+def test_labels_that_claim_to_be_official_are_held_to_it(run, copy_of):
+  llp = copy_of("llp")
   (llp / "LLP/categories.txt").unlink()
   code, text, report = run("llp", llp, "--labels_only")
   assert code == 1 and "(official labels)" in text and "train: 1 rows, official 10000" in text
@@ -414,27 +225,34 @@ def linked(source: pathlib.Path, target: pathlib.Path, **changes: bytes) -> path
   return target
 
 
+@pytest.fixture
+def published() -> pathlib.Path:
+  if not ANNOTATIONS.is_dir():
+    pytest.skip(f"no published annotation files in {ANNOTATIONS}; set PHPJAX_ANNOTATIONS to their folder")
+  return ANNOTATIONS
+
+
 @pytest.mark.real
-def test_published_ave(run, annotations):  # noqa: F811
-  code, text, report = run("ave", annotations / "ave", "--labels_only")
+def test_published_ave(run, published):
+  code, text, report = run("ave", published / "ave", "--labels_only")
   assert code == 0 and report["official"] and report["clips"] == 4097
   assert [row["rows"] for row in report["splits"].values()] == [3339, 402, 402]
   assert [row["clips"] for row in report["splits"].values()] == [3312, 401, 402]
   assert {f["where"]: len(f["examples"]) for f in told(report, "note", "leaks")} == {"train/val": 10, "train/test": 8}
   assert told(report, "note", "empty_spans")[0]["examples"] == ["VWi2ENBuTbw 0-0"]
   assert re.search(r"\+ Annotations\.txt +official file, variant with header\n", text)
-  assert code == 0 and run("ave", annotations / "ave", "--decode=none")[0] == 2
+  assert code == 0 and run("ave", published / "ave", "--decode=none")[0] == 2
 
 
 @pytest.mark.real
-def test_published_ave_with_other_bytes(run, annotations, tmp_path):  # noqa: F811
-  train, val = ((annotations / f"ave/{name}Set.txt").read_bytes() for name in ("train", "val"))
-  no_header = (annotations / "ave/Annotations_no_header.txt").read_bytes()
-  root = linked(annotations / "ave", tmp_path / "crlf", trainSet_txt=train.replace(b"\n", b"\r\n"), Annotations_txt=no_header)
+def test_published_ave_with_other_bytes(run, published, tmp_path):
+  train, val = ((published / f"ave/{name}Set.txt").read_bytes() for name in ("train", "val"))
+  no_header = (published / "ave/Annotations_no_header.txt").read_bytes()
+  root = linked(published / "ave", tmp_path / "crlf", trainSet_txt=train.replace(b"\n", b"\r\n"), Annotations_txt=no_header)
   code, text, _ = run("ave", root, "--labels_only")
   assert code == 0 and re.search(r"\+ trainSet\.txt +official rows; only header or line ends differ\n", text)
   assert re.search(r"\+ Annotations\.txt +official file, variant without header\n", text)
-  root = linked(annotations / "ave", tmp_path / "short", trainSet_txt=train.split(b"\n", 1)[1], testSet_txt=val)
+  root = linked(published / "ave", tmp_path / "short", trainSet_txt=train.split(b"\n", 1)[1], testSet_txt=val)
   code, text, report = run("ave", root, "--labels_only")
   assert code == 1 and "train: 3338 rows, official 3339: one is lost, as when a headerless file is read as if" in text
   assert [f["examples"] for f in told(report, "gap", "counts") if f["where"] == "train"] == [
@@ -444,8 +262,8 @@ def test_published_ave_with_other_bytes(run, annotations, tmp_path):  # noqa: F8
 
 
 @pytest.mark.real
-def test_published_llp(run, annotations):  # noqa: F811
-  code, _, report = run("llp", annotations / "avvp", "--labels_only")
+def test_published_llp(run, published):
+  code, _, report = run("llp", published / "avvp", "--labels_only")
   assert code == 0 and [row["rows"] for row in report["splits"].values()] == [10000, 649, 1200]
   assert all(line["what"] == "official file" for line in report["tree"] if line["mark"] == "+")
   numbers = {(f["where"], f["check"]): len(f["examples"]) for f in report["findings"]}
@@ -463,9 +281,9 @@ def test_published_llp(run, annotations):  # noqa: F811
 
 @pytest.mark.real
 @pytest.mark.parametrize("ends", [b"\n", b"\r\n"])
-def test_published_llp_corrupted_copy(run, annotations, tmp_path, ends):  # noqa: F811
-  content = (annotations / "avvp/AVVP_eval_audio_corrupted_copy.csv").read_bytes().replace(b"\n", ends)
-  root = linked(annotations / "avvp", tmp_path / "root", AVVP_eval_audio_csv=content)
+def test_published_llp_corrupted_copy(run, published, tmp_path, ends):
+  content = (published / "avvp/AVVP_eval_audio_corrupted_copy.csv").read_bytes().replace(b"\n", ends)
+  root = linked(published / "avvp", tmp_path / "root", AVVP_eval_audio_csv=content)
   code, text, report = run("llp", root, "--labels_only")
   assert code == 1 and "AVVP_eval_audio.csv: known corrupted copy (DG-SCT, AVMoE, CPSP)" in text
   assert "14576 -> 14568" in text and "98d8ce2369078d43aa1df26d3ef2894c" in report["next"][0]
@@ -473,8 +291,8 @@ def test_published_llp_corrupted_copy(run, annotations, tmp_path, ends):  # noqa
 
 
 @pytest.mark.real
-def test_published_music_avqa(run, annotations):  # noqa: F811
-  code, text, report = run("music_avqa", annotations / "music_avqa", "--labels_only")
+def test_published_music_avqa(run, published):
+  code, text, report = run("music_avqa", published / "music_avqa", "--labels_only")
   assert code == 2 and "train: the split is not there" in text  # the train questions are not among the files
   assert [(row["rows"], row["clips"]) for row in report["splits"].values()] == [(4595, 3815), (9185, 6399)]
   repeats = {f["where"]: len(f["examples"]) for f in told(report, "note", "repeats")}

@@ -33,7 +33,7 @@ def inspect_all(dataset: Dataset, context: Context, workers: int, progress: Prog
   chosen = chosen_clips(context)
   pool = ThreadPoolExecutor(workers)
   try:
-    jobs = [pool.submit(inspect, dataset, record, context, key in chosen) for key, record in context.clips.items()]
+    jobs = [pool.submit(_inspected, dataset, record, context, key in chosen) for key, record in context.clips.items()]
     states = {}
     for done, (key, job) in enumerate(zip(context.clips, jobs, strict=True), 1):
       states[key] = job.result()
@@ -53,6 +53,14 @@ def chosen_clips(context: Context) -> set[Hashable]:
     ids = sorted({r.clip for r in rows}, key=lambda name: hashlib.sha256(name.encode()).digest())
     chosen |= {by_id[name] for name in ids[:SAMPLE]}
   return chosen
+
+
+def _inspected(dataset: Dataset, record: Record, context: Context, decode: bool) -> ClipState:
+  """`inspect`; files that the system refuses to open make the clip unreadable."""
+  try:
+    return inspect(dataset, record, context, decode)
+  except OSError as error:
+    return ClipState(problem="unreadable", detail=printable(str(error)))
 
 
 def inspect(dataset: Dataset, record: Record, context: Context, decode: bool) -> ClipState:
@@ -89,8 +97,6 @@ def _decode(dataset: Dataset, record: Record) -> tuple[Example | None, str, str]
   except MediaError as error:
     kind = "truncated" if error.reason.startswith("is cut off") else "unreadable"
     return None, kind, f"{printable(error.path)}: {error.reason}"
-  except OSError as error:  # such as a file that may not be read
-    return None, "unreadable", printable(str(error))
 
 
 def _empty_file(path: Path) -> Path | None:
