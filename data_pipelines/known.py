@@ -106,7 +106,7 @@ AVE = Facts(
   },
   class_names=ave.CATEGORIES,
   labels=(("trainSet.txt", "train_order.h5"), ("valSet.txt", "val_order.h5"), ("testSet.txt", "test_order.h5")),
-  optional=("Annotations.txt", "categories.txt", "unseenSet.txt"),
+  optional=("Annotations.txt", "Annotations_with_domain.txt", "categories.txt", "unseenSet.txt"),
   media="video/<id>.mp4, or frames/<id>/00000001.jpg with wave/<id>.npy",
   duration_s=10,
   wave_samples=320_000,
@@ -282,7 +282,9 @@ ROWS: dict[str, LabelFile] = {
   "2177a87d89bd03239d44e7c8de958fb6": _CORRUPTED,
 }
 # Names of label files of which no MD5 is published, so that nothing can be said about their bytes.
-UNKNOWN_NAMES = frozenset({"avqa-train.json", "s4_meta_data.csv", "ms3_meta_data.csv", "labels.h5"})
+UNKNOWN_NAMES = frozenset(
+  {"Annotations_with_domain.txt", "avqa-train.json", "s4_meta_data.csv", "ms3_meta_data.csv", "labels.h5"}
+)
 
 
 def rows_md5(path: Path) -> str:

@@ -76,9 +76,10 @@ def _groups(files: set[Path]) -> list[tuple[Path, str]]:
   """Folder -> `4097 mp4`, summed up until there are few folders."""
   groups = Counter((path.parent, path.suffix[1:].lower() if path.suffix.lower() in _MEDIA_ENDINGS else "") for path in files)
   while len(groups) > MAX_GROUPS:
+    deepest = max(len(folder.parts) for folder, _ in groups)
     higher = Counter()
     for (folder, kind), count in groups.items():
-      higher[folder.parent, kind] += count
+      higher[folder.parent if len(folder.parts) == deepest else folder, kind] += count
     groups = higher
   said = {"": ("clip folder", "clip folders")}
   return [(f, plural(n, *said.get(kind, (kind, kind)))) for (f, kind), n in sorted(groups.items())]
