@@ -135,7 +135,10 @@ def main(arguments: list[str] | None = None) -> int:
   settings = {"decode": options.decode, "labels_only": options.labels_only, "workers": options.workers}
   reports = {}
   for key in keys:
-    reports[key] = check(key, root, **settings)
+    try:
+      reports[key] = check(key, root, **settings)
+    except KeyboardInterrupt:
+      return _refuse(f"stopped while checking {key}; --decode=sample takes less time", root, options.json)
     if not options.json:
       print(report.as_text(reports[key]), end="\n\n" if key != keys[-1] else "\n", flush=True)
   code = max(found.exit_code for found in reports.values())

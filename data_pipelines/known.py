@@ -106,7 +106,7 @@ AVE = Facts(
   },
   class_names=ave.CATEGORIES,
   labels=(("trainSet.txt", "train_order.h5"), ("valSet.txt", "val_order.h5"), ("testSet.txt", "test_order.h5")),
-  optional=("Annotations.txt", "Annotations_with_domain.txt", "categories.txt", "unseenSet.txt"),
+  optional=("Annotations.txt", "Annotations_with_domain.txt", "categories.txt", "unseenSet.txt", "unseen_order.h5"),
   media="video/<id>.mp4, or frames/<id>/00000001.jpg with wave/<id>.npy",
   duration_s=10,
   wave_samples=320_000,

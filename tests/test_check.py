@@ -10,8 +10,11 @@ import pytest
 from check_roots import clean_roots, copy_of_root, run_command, told  # noqa: F401
 from test_annotations import ANNOTATIONS
 
-from data_pipelines import check
+from data_pipelines import DATASETS, check, music_avqa
+from data_pipelines.checks import traps
+from data_pipelines.checks.findings import Context
 from data_pipelines.checks.report import Report
+from data_pipelines.known import FACTS
 
 # Clean.
 
@@ -209,6 +212,30 @@ def test_labels_that_claim_to_be_official_are_held_to_it(run, copy_of):
   assert "val: the split is not there; no settings can be chosen on it" in text
   assert "Speech: 1 rows, official 4988" in told(report, "gap", "counts")[0]["examples"]
   assert re.search(r"\+ LLP/AVVP_train\.csv +not a known file", text)
+
+
+def test_every_dataset_is_known():
+  assert set(DATASETS) <= set(FACTS)
+  for facts in FACTS.values():
+    versions = [version for found in facts.splits.values() for version in found]
+    assert all(len(v.classes) in (0, len(facts.class_names)) for v in versions) and set(facts.splits) == {
+      "train",
+      "val",
+      "test",
+    }
+
+
+def test_questions_of_two_versions():
+  def rows(count: int) -> list[music_avqa.Question]:
+    return [music_avqa.Question(f"{i}/{i}", str(i), "", (), 0, 0) for i in range(count)]
+
+  splits = {"val": rows(4568), "test": rows(9185)}
+  context = Context("music_avqa", pathlib.Path(), FACTS["music_avqa"], True, splits, [], {})
+  assert [context.split_facts(split).variant for split in splits] == ["json_update", ""]
+  (finding,) = traps.avqa_versions(music_avqa.MusicAVQA.__new__(music_avqa.MusicAVQA), context)
+  assert finding.severity == "gap" and finding.what == "versions differ: val is of json_update, test is of json"
+  splits["test"] = rows(9129)
+  assert not traps.avqa_versions(music_avqa.MusicAVQA.__new__(music_avqa.MusicAVQA), context)
 
 
 # The published files.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 
 import damage
@@ -171,3 +172,23 @@ def test_progress_goes_to_stderr_with_the_time_left(clean, capsys, monkeypatch):
   assert re.fullmatch(r"check ave: 1/4 clips, \d+ s, about \d+ s left\n", capsys.readouterr().err)
   assert check.main(["--dataset=ave", f"--root={clean['ave']}", "--json"]) == 0
   json.loads(capsys.readouterr().out)
+
+
+def test_files_that_the_system_refuses_to_open(run, copy_of, monkeypatch):
+  def refuse(path: pathlib.Path) -> None:
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr(media, "_empty_file", refuse)
+  code, text, report = run("llp", copy_of("llp"))
+  assert code == 2 and "no clip of this split can be used" in text
+  assert "Permission denied" in told(report, "gap", "unreadable")[0]["examples"][0]
+
+
+def test_ctrl_c_is_one_line(clean, capsys, monkeypatch):
+  def stop(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(media, "inspect", stop)
+  assert check.main(["--dataset=ave", f"--root={clean['ave']}"]) == 2
+  out, err = capsys.readouterr()
+  assert out == "" and err == "error: stopped while checking ave; --decode=sample takes less time\n"

@@ -215,7 +215,7 @@ def _more(count: int) -> str:
 class Lines:
   """A progress line on stderr every few seconds, with the time left; on a terminal it is written over."""
 
-  def __init__(self, title: str, every_s: float = 3.0) -> None:
+  def __init__(self, title: str, every_s: float = 5.0) -> None:
     self.title, self.start = title, time.monotonic()
     self.live = sys.stderr.isatty()
     self.every_s = 0.2 if self.live else every_s
