@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 
 import damage
 import fabricate
@@ -23,8 +24,23 @@ def test_missing_clips_are_counted_by_split_and_class(run, copy_of):
   assert code == 1 and "train: 1 of 2 clips without media" in text and "AVE/video/aaaaaaaaaaa.mp4" not in report["tree"]
   assert re.search(r"Bark +1 +0 +0\.0\n", text) and "Cat " not in text
   assert report["splits"]["train"] == {"rows": 2, "clips": 2, "usable": 1, "missing": 1, "broken": 0, "decoded": 1}
-  assert "aaaaaaaaaaa.mp4" in told(report, "gap", "missing")[0]["examples"][0]
+  assert told(report, "gap", "missing")[0]["examples"] == ["aaaaaaaaaaa"]
   assert "or train on the clips that are there: --config.data.on_bad_clip=skip" in text
+
+
+def test_half_of_a_clip(run, copy_of):
+  ave = copy_of("ave")
+  damage.to_frames(ave, "aaaaaaaaaaa")
+  damage.to_frames(ave, "-bbbbbbbbb_")
+  damage.to_frames(ave, "ccccccccccc")
+  (ave / "AVE/wave/aaaaaaaaaaa.npy").unlink()
+  shutil.rmtree(ave / "AVE/frames/-bbbbbbbbb_")
+  code, text, report = run("ave", ave)
+  assert code == 2 and "train: 2 of 2 clips without media" in text
+  assert told(report, "gap", "missing")[0]["examples"] == [
+    "aaaaaaaaaaa (frames without a wave)",
+    "-bbbbbbbbb_ (a wave without frames)",
+  ]
 
 
 def test_a_needed_split_without_any_usable_clip(run, copy_of):

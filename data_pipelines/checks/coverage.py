@@ -31,11 +31,11 @@ def no_media(dataset: Dataset, context: Context) -> list[Finding]:
     return []
   if all(state.problem == "missing" for state in context.states.values()):
     what = f"no media: none of {plural(len(context.states), 'clip')} has a file ({context.facts.media})"
-    return [Finding("fatal", "no_media", str(dataset.root), what, context.facts.media_from)]
+    return [Finding("fatal", "no_media", str(dataset.root), what, context.media_from)]
   found = []
   for split, rows in context.splits.items():
     if split in NEEDED and rows and not any(is_usable(dataset, context, r) for r in rows):
-      found.append(Finding("fatal", "no_media", split, "no clip of this split can be used", context.facts.media_from))
+      found.append(Finding("fatal", "no_media", split, "no clip of this split can be used", context.media_from))
   return found
 
 
@@ -61,10 +61,10 @@ def problems(dataset: Dataset, context: Context) -> list[Finding]:
       bad = {key: record for key, record in clips.items() if context.states[key].problem == problem}
       if not bad:
         continue
-      details = tuple(context.states[key].detail or printable(record.clip) for key, record in bad.items())
+      details = tuple(context.states[key].detail for key in bad)
       said = {"missing": "without media", "unreadable": "that cannot be decoded", "truncated": "cut off"}
       what = f"{len(bad)} of {plural(len(clips), 'clip')} {said.get(problem, 'with an empty file')}"
-      mend = context.facts.media_from if problem == "missing" else _AGAIN
+      mend = context.media_from if problem == "missing" else _AGAIN
       found.append(Finding("gap", problem.replace("-", "_"), split, what, mend, details))
   return found
 

@@ -83,6 +83,21 @@ class Context:
   labels_only: bool = False
   seconds: float = 0.0
 
+  @property
+  def labels_from(self) -> str:
+    """Where lost label files can be had again."""
+    return self.facts.labels_from if self.official else self._own("the label files")
+
+  @property
+  def media_from(self) -> str:
+    """Where lost media can be had again."""
+    return self.facts.media_from if self.official else self._own("the media")
+
+  def _own(self, what: str) -> str:
+    if toybox := toybox_root(self.root):
+      return f"remove the toybox and make it again: python -m data_pipelines.toybox --out={toybox}"
+    return f"put {what} there, or take the rows out of the label files"
+
   def split_facts(self, split: str) -> SplitFacts | None:
     """The published version of a split that has as many rows, or else the usual one; None for roots of their own."""
     versions = self.facts.splits.get(split, ()) if self.official else ()
@@ -160,6 +175,6 @@ def distinct(names: Iterable[str]) -> tuple[str, ...]:
   return tuple(sorted({printable(name) for name in names}))
 
 
-def is_toybox(root: Path) -> bool:
-  """Whether `python -m data_pipelines.toybox` made the root or the folder above it."""
-  return any((folder / "toybox.json").is_file() for folder in (root, root.parent))
+def toybox_root(root: Path) -> Path | None:
+  """The root or the folder above it, whichever `python -m data_pipelines.toybox` made."""
+  return next((folder for folder in (root, root.parent) if (folder / "toybox.json").is_file()), None)

@@ -37,7 +37,7 @@ def splits(dataset: Dataset, context: Context) -> list[Finding]:
     state = "is empty" if split in context.splits else "is not there"
     use = {"train": "training needs it", "test": "evaluation needs it"}.get(split, "no settings can be chosen on it")
     what = f"the split {state}; {use}"
-    found.append(Finding("fatal" if split in NEEDED else "gap", "splits", split, what, context.facts.labels_from))
+    found.append(Finding("fatal" if split in NEEDED else "gap", "splits", split, what, context.labels_from))
   return found
 
 
@@ -52,10 +52,10 @@ def counts(dataset: Dataset, context: Context) -> list[Finding]:
       found.append(Finding("note", "counts", split, f"{len(rows)} rows: the version {facts.variant}"))
     if len(rows) != facts.rows:
       what = f"{len(rows)} rows, official {facts.rows}" + _one_off(len(rows) - facts.rows)
-      found.append(Finding("gap", "counts", split, what, context.facts.labels_from, _class_changes(context, split)))
+      found.append(Finding("gap", "counts", split, what, context.labels_from, _class_changes(context, split)))
     elif facts.clips is not None and clips != facts.clips:
       what = f"{clips} clips in {len(rows)} rows, official {facts.clips}"
-      found.append(Finding("gap", "counts", split, what, context.facts.labels_from))
+      found.append(Finding("gap", "counts", split, what, context.labels_from))
     elif changes := _class_changes(context, split):
       found.append(Finding("gap", "counts", split, "other rows per class than the official", examples=changes))
   return found + _all_clips(context)
@@ -70,7 +70,7 @@ def _all_clips(context: Context) -> list[Finding]:
   complete = all(len(context.splits.get(split, ())) == versions[0].rows for split, versions in splits.items())
   if not complete or len(clips) == wanted:
     return []
-  return [Finding("gap", "counts", "all splits", f"{len(clips)} clips, official {wanted}", context.facts.labels_from)]
+  return [Finding("gap", "counts", "all splits", f"{len(clips)} clips, official {wanted}", context.labels_from)]
 
 
 def _one_off(difference: int) -> str:
@@ -126,10 +126,10 @@ def files(dataset: Dataset, context: Context) -> list[Finding]:
     if known and known.damage:
       found.append(Finding("gap", "files", str(path), f"{verdict}: {known.damage}", known.mend))
     elif "under another name" in verdict:
-      found.append(Finding("gap", "files", str(path), verdict, context.facts.labels_from))
+      found.append(Finding("gap", "files", str(path), verdict, context.labels_from))
     elif verdict == "not a known file":
       what = "not a known file: its labels are not the published ones"
-      found.append(Finding("gap", "files", str(path), what, context.facts.labels_from))
+      found.append(Finding("gap", "files", str(path), what, context.labels_from))
   return found
 
 

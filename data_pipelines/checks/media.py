@@ -67,7 +67,7 @@ def inspect(dataset: Dataset, record: Record, context: Context, decode: bool) ->
   """Looks at the files of one clip, and decodes it if asked to."""
   files = dataset.clip_files(record)
   if not files:
-    return ClipState(problem="missing", detail=_decode(dataset, record)[2])  # the reader names what it misses
+    return ClipState(problem="missing", detail=_missing(dataset, record))
   state = ClipState(files)
   for path in files:
     if empty := _empty_file(path):
@@ -88,6 +88,17 @@ def inspect(dataset: Dataset, record: Record, context: Context, decode: bool) ->
     if cut:
       state.remarks["cut at the end"] = cut
   return state
+
+
+def _missing(dataset: Dataset, record: Record) -> str:
+  """The clip that is missing, and which half of it is there; of AVSBench the first file that is not."""
+  layout, names = dataset.layout, dataset.clip_names(record)
+  if not layout.video:
+    return _decode(dataset, record)[2] or printable(record.clip)
+  frames = any((dataset.root / folder / name).is_dir() for folder in layout.frames for name in names)
+  waves = (dataset.root / folder / f"{name}{end}" for folder in layout.wave for name in names for end in (".npy", ".wav"))
+  half = " (frames without a wave)" if frames else " (a wave without frames)" if any(p.is_file() for p in waves) else ""
+  return printable(record.clip) + half
 
 
 def _decode(dataset: Dataset, record: Record) -> tuple[Example | None, str, str]:

@@ -1,12 +1,13 @@
 """The report of a checked dataset: one object, told as text or as JSON."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_pipelines.checks import coverage
-from data_pipelines.checks.findings import SEVERITIES, Context, Finding, is_toybox, plural, printable
+from data_pipelines.checks.findings import SEVERITIES, Context, Finding, plural, printable, toybox_root
 from data_pipelines.checks.tree import Line
 
 VERDICTS = ("clean", "usable with gaps", "not usable")  # index = exit code
@@ -84,6 +85,9 @@ def as_text(report: Report) -> str:
   blocks += [_splits(report), _classes(report), _tree(report)]
   for severity, title in (("fatal", "not usable because"), ("gap", "gaps"), ("note", "notes")):
     if found := [f for f in report.findings if f.severity == severity]:
+      # A mend that the next finding has as well is told once, there.
+      same = [f.mend == after.mend for f, after in itertools.pairwise(found)] + [False]
+      found = [dataclasses.replace(f, mend="") if again else f for f, again in zip(found, same, strict=True)]
       blocks.append([title, *(line for f in found for line in _finding(f, report.root))])
   if report.next:
     blocks.append(["next", *(f"  {step}" for step in report.next)])
@@ -175,7 +179,7 @@ def build(context: Context, dataset: Any, findings: list[Finding], tree: list[Li
     root=str(context.root),
     folder=str(dataset.root),
     official=context.official,
-    toybox=is_toybox(dataset.root),
+    toybox=toybox_root(dataset.root) is not None,
     clips=len({record.clip for record in context.clips.values()}),
     splits=coverage.split_table(dataset, context),
     layout=layout,

@@ -34,7 +34,7 @@ def ave_events(dataset: Dataset, context: Context) -> list[Finding]:
     seconds = sum(int((dataset.labels(r)["label"] < len(dataset.classes)).sum()) for r in members)
     if facts and facts.event_seconds and len(members) == facts.rows and seconds != facts.event_seconds:
       what = f"{seconds} seconds of events, official {facts.event_seconds}"
-      found.append(Finding("gap", "event_seconds", split, what, context.facts.labels_from))
+      found.append(Finding("gap", "event_seconds", split, what, context.labels_from))
   return found + _annotations_agree(dataset, context)
 
 
@@ -48,7 +48,7 @@ def _annotations_agree(dataset: ave.AVE, context: Context) -> list[Finding]:
     return [Finding("gap", "annotations", "Annotations.txt", str(error))]
   missing = [f"{split}: {r.id}" for split, rows in context.splits.items() for r in rows if r not in known]
   what = f"{plural(len(missing), 'row')} of the Set files not in it: one of them is damaged"
-  return [Finding("gap", "annotations", "Annotations.txt", what, context.facts.labels_from, tuple(missing))] if missing else []
+  return [Finding("gap", "annotations", "Annotations.txt", what, context.labels_from, tuple(missing))] if missing else []
 
 
 def llp_dense(dataset: Dataset, context: Context) -> list[Finding]:
@@ -61,7 +61,7 @@ def llp_dense(dataset: Dataset, context: Context) -> list[Finding]:
     name = f"AVVP_eval_{kind}.csv"
     if not (path := label_file(dataset, name)):
       what = f"no {name}: nothing {'heard' if kind == 'audio' else 'seen'} can be scored"
-      found.append(Finding("gap", "dense", str(dataset.label_root), what, context.facts.labels_from))
+      found.append(Finding("gap", "dense", str(dataset.label_root), what, context.labels_from))
       continue
     rows = [tuple(line.split("\t")) for line in read_lines(path) if line.strip() and not line.startswith("filename\t")]
     spans = [(f"{r[0]} {r[1]}-{r[2]}", int(r[1]), int(r[2])) for r in rows]
@@ -95,7 +95,7 @@ def llp_weak(dataset: Dataset, context: Context) -> list[Finding]:
       what = "positive cells (audio, visual, both): {}, official {}".format(
         *(", ".join(map(str, x)) for x in (cells, facts.cells))
       )
-      found.append(Finding("gap", "dense_cells", split, what, context.facts.labels_from))
+      found.append(Finding("gap", "dense_cells", split, what, context.labels_from))
   return found
 
 
