@@ -28,6 +28,15 @@ def test_missing_clips_are_counted_by_split_and_class(run, copy_of):
   assert "or train on the clips that are there: --config.data.on_bad_clip=skip" in text
 
 
+def test_toybox_is_known_and_mended_by_its_command(run, copy_of):
+  ave = copy_of("ave")
+  (ave / "toybox.json").write_text("{}")
+  (ave / "AVE/video/aaaaaaaaaaa.mp4").unlink()
+  _, text, report = run("ave", ave / "AVE")
+  assert report["toybox"] and "(toybox)" in text.splitlines()[0]
+  assert report["next"][0] == f"remove the toybox and make it again: python -m data_pipelines.toybox --out={ave}"
+
+
 def test_half_of_a_clip(run, copy_of):
   ave = copy_of("ave")
   damage.to_frames(ave, "aaaaaaaaaaa")
