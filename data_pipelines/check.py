@@ -1,0 +1,163 @@
+"""python -m data_pipelines.check --dataset=ave --root=DIR: what is there of a benchmark, what is wrong, what to do next.
+
+It reads, and never writes or touches the network. Exit code 0: clean; 1: usable with gaps; 2: not usable.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from data_pipelines import DATASETS
+from data_pipelines.base import Dataset
+from data_pipelines.checks import coverage, labels, media, report, traps
+from data_pipelines.checks.findings import Context, Finding, open_context
+from data_pipelines.checks.tree import bare_tree, layout, tree
+from data_pipelines.known import FACTS
+from data_pipelines.schema import DataError
+
+CHECKS = (*labels.CHECKS, *traps.CHECKS, *coverage.CHECKS)
+EPILOG = """\
+exit code: 0 clean (known leaks and defects of the published files are notes), 1 usable with gaps, 2 not usable
+
+--json prints {"root", "exit_code", "datasets": {NAME: report}}; the keys of a report:
+  dataset title root folder official toybox exit_code verdict decode seconds clips
+  splits    {split: {rows, official_rows, clips, usable, missing, broken, decoded}}
+  layout    {how clips are stored: clips}
+  classes   [{class, rows, with_media, percent}]
+  tree      [{mark (+ there, - missing, ? not used), path, what, md5}]
+  findings  [{severity (note, gap, fatal), check, where, what, mend, examples}]
+  next      [what to do]
+
+examples:
+  python -m data_pipelines.check --dataset=ave --root=/data
+  python -m data_pipelines.check --dataset=all --root=/data --decode=sample --json > report.json
+  python -m data_pipelines.check --dataset=llp --root=/data --labels_only
+"""
+
+
+def check(key: str, root: Path, *, decode: str = "all", labels_only: bool = False, workers: int | None = None) -> report.Report:
+  """Checks one dataset below a data root; never raises for what is wrong with the data.
+
+  Args:
+    key: name in data_pipelines.DATASETS.
+    root: data root, or the dataset's own folder.
+    decode: which clips are decoded: "all", "sample" (50 of each split, the same ones each time) or "none".
+    labels_only: look at no media at all.
+    workers: threads; None: one per core.
+  """
+  try:
+    dataset = DATASETS[key](root)
+  except DataError as error:
+    return _without_labels(key, root, error)
+  context = open_context(key, dataset, root)
+  context.decode, context.labels_only = decode, labels_only
+  if not labels_only and context.clips:
+    start = time.monotonic()
+    lines = media.Lines(f"check {key}")
+    context.states = media.inspect_all(dataset, context, workers or os.cpu_count() or 1, lines)
+    context.seconds = time.monotonic() - start
+  findings = [finding for one in CHECKS for finding in one(dataset, context)]
+  return report.build(context, dataset, findings, tree(dataset, context), layout(context))
+
+
+def _without_labels(key: str, root: Path, error: DataError) -> report.Report:
+  """The report where the labels are not there, or so damaged that the reader refuses them."""
+  facts = FACTS[key]
+  finding = Finding("fatal", "no_labels", str(root), str(error), facts.labels_from)
+  context = Context(key, root, facts, False, {}, [], {})
+  return report.Report(
+    dataset=key,
+    title=facts.title,
+    root=str(root),
+    folder="",
+    official=False,
+    toybox=False,
+    clips=0,
+    splits={},
+    layout={},
+    classes=[],
+    tree=bare_tree(root, facts, DATASETS[key].folders),
+    findings=[finding],
+    next=report.next_steps(context, [finding]),
+    decode="none",
+    seconds=0.0,
+  )
+
+
+def present(root: Path) -> list[str]:
+  """The datasets whose label files lie below a root."""
+  return [key for key, reader in DATASETS.items() if _is_there(reader, root)]
+
+
+def _is_there(reader: type[Dataset], root: Path) -> bool:
+  places = [root / name for name in reader.folders] + [root]
+  return any(reader._labels(place) for place in places)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+  """Reads the command line; a wrong one ends the program with exit code 2."""
+  parser = argparse.ArgumentParser(
+    prog="python -m data_pipelines.check",
+    description="Says what is there of a benchmark's files, what is wrong, and what to do next. Never uses the network.",
+    epilog=EPILOG,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("--dataset", required=True, choices=(*DATASETS, "all"), help="all: each one found below the root")
+  parser.add_argument("--root", required=True, type=Path, help="data root, or the dataset's own folder")
+  parser.add_argument(
+    "--decode",
+    choices=("all", "sample", "none"),
+    default="all",
+    help=f"which clips to decode; sample: {media.SAMPLE} of each split; none: only names and sizes (default all)",
+  )
+  parser.add_argument("--labels_only", action="store_true", help="look at the label files only, not at media")
+  parser.add_argument("--json", action="store_true", help="print one JSON object instead of text; its keys: see below")
+  parser.add_argument("--workers", type=int, help="threads that decode (default: one per core)")
+  options = parser.parse_args(arguments)
+  if options.workers is not None and options.workers < 1:
+    parser.error("--workers must be 1 or more")
+  return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Checks, prints the report -> exit code."""
+  options = parse(arguments)
+  root = options.root.expanduser()
+  if not root.is_dir():
+    return _refuse(f"{root}: no such folder; --root names the folder that holds the benchmarks", root, options.json)
+  keys = present(root) if options.dataset == "all" else [options.dataset]
+  if not keys:
+    folders = ", ".join(dict.fromkeys(reader.folders[0] for reader in DATASETS.values()))
+    return _refuse(f"{root}: no benchmark found; expected one of the folders {folders} with label files", root, options.json)
+  settings = {"decode": options.decode, "labels_only": options.labels_only, "workers": options.workers}
+  reports = {}
+  for key in keys:
+    try:
+      reports[key] = check(key, root, **settings)
+    except KeyboardInterrupt:
+      return _refuse(f"stopped while checking {key}; --decode=sample takes less time", root, options.json)
+    if not options.json:
+      print(report.as_text(reports[key]), end="\n\n" if key != keys[-1] else "\n", flush=True)
+  code = max(found.exit_code for found in reports.values())
+  if options.json:
+    print(
+      json.dumps({"root": str(root), "exit_code": code, "datasets": {k: r.as_json() for k, r in reports.items()}}, indent=1)
+    )
+  elif len(keys) > 1:
+    print("\n" + "\n".join(f"{key}: {found.verdict}" for key, found in reports.items()))
+  return code
+
+
+def _refuse(message: str, root: Path, as_json: bool) -> int:
+  """One line on stderr; with --json an object without datasets on stdout as well."""
+  print(f"error: {message}", file=sys.stderr)
+  if as_json:
+    print(json.dumps({"root": str(root), "exit_code": 2, "error": message, "datasets": {}}, indent=1))
+  return 2
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,277 @@
+"""What is on disk of each clip: missing, empty, cut, unreadable or odd files, found by threads over all cores."""
+
+import contextlib
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image
+
+from data_pipelines.base import Dataset
+from data_pipelines.checks.findings import ClipState, Context, printable
+from data_pipelines.known import Facts
+from data_pipelines.schema import Example, Media, MediaError, Record
+
+# As small as decoding goes: only whether it works is asked, and how loud it is.
+MEDIA = Media(image_size=32, sample_rate_hz=16000)
+SILENT_BELOW = 32768 * 10 ** (-60 / 20)
+TOLERANCE_S = 1.0
+SAMPLE = 50  # clips of each split
+PICTURES = (".jpg", ".jpeg", ".png")
+BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"styp", b"sidx", b"moof", b"mfra")
+Progress = Callable[[int, int], None]
+
+
+def inspect_all(dataset: Dataset, context: Context, workers: int, progress: Progress) -> dict[Hashable, ClipState]:
+  """The state of every distinct clip, in the order of `context.clips`; `progress` gets (done, all)."""
+  chosen = chosen_clips(context)
+  pool = ThreadPoolExecutor(workers)
+  try:
+    jobs = [pool.submit(_inspected, dataset, record, context, key in chosen) for key, record in context.clips.items()]
+    states = {}
+    for done, (key, job) in enumerate(zip(context.clips, jobs, strict=True), 1):
+      states[key] = job.result()
+      progress(done, len(jobs))
+    return states
+  finally:  # Ctrl-C or an error: what has not begun is dropped
+    pool.shutdown(cancel_futures=True)
+
+
+def chosen_clips(context: Context) -> set[Hashable]:
+  """The clips to decode: all, none, or SAMPLE of each split, the same ones each time."""
+  if context.decode != "sample":
+    return set(context.clips) if context.decode == "all" else set()
+  by_id = {record.clip: key for key, record in context.clips.items()}
+  chosen = set()
+  for rows in context.splits.values():
+    ids = sorted({r.clip for r in rows}, key=lambda name: hashlib.sha256(name.encode()).digest())
+    chosen |= {by_id[name] for name in ids[:SAMPLE]}
+  return chosen
+
+
+def _inspected(dataset: Dataset, record: Record, context: Context, decode: bool) -> ClipState:
+  """`inspect`; files that the system refuses to open make the clip unreadable."""
+  try:
+    return inspect(dataset, record, context, decode)
+  except OSError as error:
+    return ClipState(problem="unreadable", detail=printable(str(error)))
+
+
+def inspect(dataset: Dataset, record: Record, context: Context, decode: bool) -> ClipState:
+  """Looks at the files of one clip, and decodes it if asked to."""
+  files = dataset.clip_files(record)
+  if not files:
+    return ClipState(problem="missing", detail=_missing(dataset, record))
+  state = ClipState(files)
+  for path in files:
+    if empty := _empty_file(path):
+      state.problem, state.detail = "zero-byte", f"{printable(empty)}: is empty (0 bytes)"
+      return state
+  _count_pictures(dataset, record, state)
+  cut = next((words for path in files if path.suffix == ".mp4" and (words := _cut_mp4(path))), "")
+  if cut and not decode:
+    state.problem, state.detail = "truncated", cut
+  if not decode or state.problem:
+    return state
+  state.decoded = True
+  clip, state.problem, state.detail = _decode(dataset, record)
+  if clip is None and cut:
+    state.problem, state.detail = "truncated", cut
+  elif clip is not None:
+    _remark(clip["audio"], record, context, state)
+    if cut:
+      state.remarks["cut at the end"] = cut
+  return state
+
+
+def _missing(dataset: Dataset, record: Record) -> str:
+  """The clip that is missing, and which half of it is there; of AVSBench the first file that is not."""
+  layout, names = dataset.layout, dataset.clip_names(record)
+  if not layout.video:
+    return _decode(dataset, record)[2] or printable(record.clip)
+  frames = any((dataset.root / folder / name).is_dir() for folder in layout.frames for name in names)
+  waves = (dataset.root / folder / f"{name}{end}" for folder in layout.wave for name in names for end in (".npy", ".wav"))
+  half = " (frames without a wave)" if frames else " (a wave without frames)" if any(p.is_file() for p in waves) else ""
+  return printable(record.clip) + half
+
+
+def _decode(dataset: Dataset, record: Record) -> tuple[Example | None, str, str]:
+  """The decoded clip, or None with the kind of problem and its words."""
+  try:
+    return dataset.decode_clip(record, MEDIA), "", ""
+  except MediaError as error:
+    kind = "truncated" if error.reason.startswith("is cut off") else "unreadable"
+    return None, kind, f"{printable(error.path)}: {error.reason}"
+
+
+def _empty_file(path: Path) -> Path | None:
+  """The file, or the first picture of the folder, that has no bytes."""
+  if not path.is_dir():
+    return None if path.stat().st_size else path
+  with os.scandir(path) as entries:
+    empty = sorted(e.name for e in entries if e.name.lower().endswith(PICTURES) and not e.stat().st_size)
+  return path / empty[0] if empty else None
+
+
+def _cut_mp4(path: Path) -> str:
+  """Says that an mp4 is shorter than its boxes claim, found in their headers alone; "" if it is whole."""
+  size = path.stat().st_size
+  place = 0
+  with path.open("rb") as file:
+    while place + 8 <= size:
+      file.seek(place)
+      head = file.read(16)
+      length = int.from_bytes(head[:4], "big")
+      if length == 1:  # the length follows in eight bytes
+        length = int.from_bytes(head[8:16], "big")
+      if length < 8 or head[4:8] not in BOXES:  # up to the end of the file, or no mp4: decoding will tell
+        return ""
+      place += length
+  return f"{printable(path)}: is cut off: {size} bytes of at least {place}" if place > size else ""
+
+
+def _pictures(folder: Path) -> list[str]:
+  """Names of the pictures in a folder."""
+  with os.scandir(folder) as entries:
+    return [e.name for e in entries if e.name.lower().endswith(PICTURES) and not e.name.startswith(".")]
+
+
+def _is_masks(path: Path) -> bool:
+  return "gt_masks" in path.parts
+
+
+def _count_pictures(dataset: Dataset, record: Record, state: ClipState) -> None:
+  """Too few masks or frames of a clip."""
+  for path in state.files:
+    if not path.is_dir():
+      continue
+    count = len(_pictures(path))
+    wanted = getattr(record, "masks", dataset.seconds) if _is_masks(path) else dataset.seconds
+    if not count or (count < wanted and hasattr(record, "masks")):
+      kind = "masks" if _is_masks(path) else "frames"
+      state.problem, state.detail = "missing", f"{printable(path)}: {count} of {wanted} {kind}"
+    elif count < wanted:
+      state.remarks["few frames"] = f"{printable(path)}: {count} frames for {wanted} seconds"
+    elif count > wanted and not hasattr(record, "masks") and not dataset.spread:
+      state.remarks["more frames"] = f"{printable(path)}: {count} frames for {wanted} seconds"
+
+
+def _remark(audio: np.ndarray, record: Record, context: Context, state: ClipState) -> None:
+  """Remarks on the sound (int16, any shape), the length and the masks of a clip that decodes."""
+  if audio.size and max(int(audio.max()), -int(audio.min())) < SILENT_BELOW:
+    state.remarks["silent"] = f"{printable(_sound(state.files))}: silent, below -60 dBFS"
+  for path in state.files:
+    if path.is_dir() and _is_masks(path):
+      _look_at_masks(path, state)
+    elif path.suffix in (".mp4", ".wav", ".npy"):
+      _measure(path, context, state)
+
+
+def _sound(files: Sequence[Path]) -> Path:
+  return next((path for path in files if path.suffix in (".wav", ".npy")), files[0])
+
+
+def _measure(path: Path, context: Context, state: ClipState) -> None:
+  """Length of a media file against the published one; roots of their own may have AVQA clips of any length."""
+  facts: Facts = context.facts
+  if path.suffix == ".npy":
+    samples = _npy_samples(path)
+    if samples not in (None, facts.wave_samples):
+      state.remarks["samples"] = f"{printable(path)}: {samples} samples, expected {facts.wave_samples}"
+  elif context.official or context.key != "music_avqa":
+    seconds = _duration_s(path)
+    if seconds is not None and abs(seconds - facts.duration_s) > TOLERANCE_S:
+      state.remarks["duration"] = f"{printable(path)}: {seconds:.1f} s long, expected {facts.duration_s:g} s"
+
+
+def _npy_samples(path: Path) -> int | None:
+  """Number of samples of an array file; None where one file holds many clips."""
+  if path.name == "AVS.npy":
+    return None
+  return int(np.load(path, mmap_mode="r", allow_pickle=False).size)
+
+
+def _duration_s(path: Path) -> float | None:
+  """Length by the header; None if it does not say."""
+  with av.open(str(path), metadata_errors="ignore") as container:
+    return container.duration / av.time_base if container.duration else None
+
+
+def _look_at_masks(folder: Path, state: ClipState) -> None:
+  """Masks that are empty, and masks stored as 0/1 instead of 0/255."""
+  names = sorted(_pictures(folder))
+  highest = {}
+  for name in names:
+    with Image.open(folder / name) as image:
+      extrema = image.getextrema()
+      bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
+      colour = image.mode not in ("LA", "RGBA", "PA")
+      highest[name] = max(high for _, high in (bands if colour else bands[:-1]))
+  if empty := [name for name, high in highest.items() if not high]:
+    state.remarks["empty masks"] = f"{printable(folder / empty[0])}: empty" + _more(len(empty))
+  if ones := [name for name, high in highest.items() if high == 1]:
+    state.remarks["0/1 masks"] = f"{printable(folder / ones[0])}: values 0 and 1" + _more(len(ones))
+
+
+def _more(count: int) -> str:
+  return f", and {count - 1} more of this clip" if count > 1 else ""
+
+
+class Lines:
+  """A progress line on stderr every few seconds, with the time left; on a terminal it is written over."""
+
+  def __init__(self, title: str, every_s: float = 5.0) -> None:
+    self.title, self.start = title, time.monotonic()
+    self.live = sys.stderr.isatty()
+    self.every_s = 0.2 if self.live else every_s
+    self.last = self.start
+
+  def __call__(self, done: int, total: int) -> None:
+    now = time.monotonic()
+    if now - self.last < self.every_s and (done < total or self.last == self.start):
+      return
+    self.last, spent = now, now - self.start
+    text = f"{self.title}: {done}/{total} clips, {spent:.0f} s, about {spent / done * (total - done):.0f} s left"
+    end = ("\r" if done < total else "\n") if self.live else "\n"
+    with contextlib.suppress(BrokenPipeError):
+      print(f"{text:<78}" if self.live else text, end=end, file=sys.stderr, flush=True)
+
+
+def extra_files(dataset: Dataset, context: Context) -> dict[Path, list[str]]:
+  """Folder of media -> names in it that belong to no row: each folder is listed once, no file is opened."""
+  used: dict[Path, set[str]] = {}
+  for state in context.states.values():
+    for path in state.files:
+      used.setdefault(path.parent, set()).add(path.name)
+  layout = dataset.layout
+  # Where folders hold nothing but clips, a clip may lie there in a second form that is not read.
+  names = {name for r in context.clips.values() for name in dataset.clip_names(r)} if layout.video else set()
+  for folder in filter(None, (*layout.video, *layout.frames, *layout.wave)):
+    if (path := dataset.root / folder).is_dir() and not any(path in other.parents for other in used):
+      used.setdefault(path, set())
+  found = {}
+  for folder, known in sorted(used.items()):
+    with os.scandir(folder) as entries:
+      loose = [e for e in entries if e.name not in known and not e.name.startswith(".") and _is_media(e, folder, dataset.root)]
+    if extra := sorted(e.name for e in loose if _stem(e.name) not in names):
+      found[folder] = extra
+  return found
+
+
+def _is_media(entry: os.DirEntry, folder: Path, root: Path) -> bool:
+  """Whether an entry of a media folder looks like media: in the root's own folder, only files do."""
+  if entry.is_dir():
+    return folder != root
+  return _stem(entry.name) != entry.name
+
+
+def _stem(name: str) -> str:
+  """A file name without the ending of a media file; other names stay."""
+  stem, ending = os.path.splitext(name)
+  return stem if ending.lower() in (".mp4", ".wav", ".npy", *PICTURES) else name
