@@ -121,8 +121,10 @@ def base() -> ConfigDict:
   c.data.evaluation_split = "test"  # and "unseen" where the data has it; or "val", to choose settings on
   c.data.on_bad_clip = "error"  # or "skip": leave out clips that cannot be read, and list them
   c.data.crop = False  # stretch pictures to a square (DG-SCT, PHP); True: resize the short side and cut out the middle (CLIP)
-  c.data.num_threads = 2  # decoding
-  c.data.cache_gb = 1.5  # decoded clips kept in memory
+  c.data.num_threads = 2  # decoding, in each worker where there are any
+  c.data.num_workers = 0  # decoding processes, for hosts with many cores; each start of an epoch takes them seconds
+  c.data.augment = placeholder(str)  # "flip": half of the training clips mirrored left to right, where no answer says left
+  c.data.cache_gb = 1.5  # decoded clips kept in memory, over all workers
   c.data.labelled_seconds_only = True  # AVS training leaves out seconds without a mask (the release runs them for nothing)
   c.data.questions_per_clip = 1  # questions that share one encoding of their clip; batch_size counts clips then
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines import media as media_lib
 from data_pipelines import transforms
-from data_pipelines.schema import FETCH, DataError, Example, Media, MediaError, Record, order_splits
+from data_pipelines.schema import FETCH, REASON, DataError, Example, Media, MediaError, Record, order_splits
 
 DEFAULT_CACHE_BYTES = 1_500_000_000
 TOYBOX_HINT = "put the benchmark there, or make the toybox with: python -m data_pipelines.toybox --out={root}"
@@ -33,6 +33,10 @@ class ClipCache:
     self._lock = threading.Lock()
     self._making = [threading.Lock() for _ in range(64)]
     self._random = random.Random(0)
+
+  def __reduce__(self) -> tuple[Any, ...]:
+    """Pickled for a decoding process it is an empty one of the same size: nothing is shared."""
+    return ClipCache, (self.max_bytes,)
 
   def fetch(self, key: Hashable, make: Callable[[], Example]) -> Example:
     """The entry of a key, made once even if many threads ask for it at the same time (questions on one clip)."""
@@ -259,6 +263,14 @@ class Source:
     self._reasons: dict[Hashable, str] = {}  # of every clip asked for: why it cannot be read, "" if it can
     self._left_out: set[int] = set()
 
+  def __getstate__(self) -> dict[str, Any]:
+    """Pickled for a decoding process: all but the lock."""
+    with self._lock:
+      return {**vars(self), "_lock": None, "_reasons": dict(self._reasons), "_left_out": set(self._left_out)}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    vars(self).update(state, _lock=threading.Lock())
+
   def __len__(self) -> int:
     return len(self.records)
 
@@ -275,6 +287,14 @@ class Source:
     """Why the clip of a row cannot be read, "" if it can or was not asked for yet."""
     return self._reasons.get(self.dataset.clip_key(record), "")
 
+  def learn(self, index: int, reason: str) -> None:
+    """Takes over what another process found when it was asked for row `index`: why it was left out, "" if it was not."""
+    key = self.dataset.clip_key(self.records[index])
+    with self._lock:
+      self._reasons[key] = reason or self._reasons.get(key, "")
+      if reason:
+        self._left_out.add(index)
+
   def unopened(self) -> list[int]:
     """The first row of every clip that was not asked for yet, so that nobody knows whether it can be read."""
     first: dict[Hashable, int] = {}
@@ -283,7 +303,7 @@ class Source:
     return [index for key, index in first.items() if key not in self._reasons]
 
   def __getitem__(self, index: int) -> Example:
-    """Example of row `index`; raises MediaError, or gives zeros with mask 0 if on_bad_clip is "skip"."""
+    """Example of row `index`; raises MediaError, or gives zeros with mask 0 and the "reason" if on_bad_clip is "skip"."""
     record = self.records[index]
     key = self.dataset.clip_key(record)
     if not self._reasons.get(key):
@@ -299,7 +319,7 @@ class Source:
           self._reasons[key] = str(error)
     with self._lock:
       self._left_out.add(index)
-    return self.dataset.zeros(record, self.media)
+    return {**self.dataset.zeros(record, self.media), REASON: self.reason(record)}
 
   def _clip(self, record: Record) -> Example:
     key = (type(self.dataset).__name__, self.dataset.root, self.dataset.clip_key(record), self.media)
