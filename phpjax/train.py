@@ -170,7 +170,7 @@ def report(run: Run, name: str, epoch: int, scale: Tree, done: Dispatched) -> No
 
 
 def score(run: Run, name: str, split: str, predict: Callable[[Tree], Tree]) -> tuple[dict[str, float], int]:
-  """(every score of a task on a split, the number of rows scored); raises DataError where there is none, as when all are bad."""
+  """(every score of a task on a split, the number of rows scored); raises DataError where that is 0, as when all are bad."""
   benchmark, total, scored = BENCHMARKS[name], run.num_batches(name, split), 0
 
   def summarise(parts: Sequence[Tree]) -> dict[str, float]:

@@ -356,7 +356,7 @@ if __name__ == "__main__":
   for epoch in range(int(sys.argv[1])):
     for batch in loader.batches(source, batch_size=4, seed=0, shuffle=True, epoch=epoch):
       pass
-    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1024 if sys.platform == "darwin" else 1))
   print(*peaks)
 """
 
