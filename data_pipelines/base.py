@@ -12,7 +12,7 @@ import numpy as np
 
 from data_pipelines import media as media_lib
 from data_pipelines import transforms
-from data_pipelines.schema import FETCH, REASON, DataError, Example, Media, MediaError, Record, order_splits
+from data_pipelines.schema import FETCH, DataError, Example, Media, MediaError, Record, order_splits
 
 DEFAULT_CACHE_BYTES = 1_500_000_000
 TOYBOX_HINT = "put the benchmark there, or make the toybox with: python -m data_pipelines.toybox --out={root}"
@@ -287,8 +287,12 @@ class Source:
     """Why the clip of a row cannot be read, "" if it can or was not asked for yet."""
     return self._reasons.get(self.dataset.clip_key(record), "")
 
+  def found(self, index: int) -> str:
+    """Why row `index`, which was asked for, was left out, "" if it was not."""
+    return self.reason(self.records[index])
+
   def learn(self, index: int, reason: str) -> None:
-    """Takes over what another process found when it was asked for row `index`: why it was left out, "" if it was not."""
+    """Takes over what `found` says in another process."""
     key = self.dataset.clip_key(self.records[index])
     with self._lock:
       self._reasons[key] = reason or self._reasons.get(key, "")
@@ -303,7 +307,7 @@ class Source:
     return [index for key, index in first.items() if key not in self._reasons]
 
   def __getitem__(self, index: int) -> Example:
-    """Example of row `index`; raises MediaError, or gives zeros with mask 0 and the "reason" if on_bad_clip is "skip"."""
+    """Example of row `index`; raises MediaError, or gives zeros with mask 0 if on_bad_clip is "skip"."""
     record = self.records[index]
     key = self.dataset.clip_key(record)
     if not self._reasons.get(key):
@@ -319,7 +323,7 @@ class Source:
           self._reasons[key] = str(error)
     with self._lock:
       self._left_out.add(index)
-    return {**self.dataset.zeros(record, self.media), REASON: self.reason(record)}
+    return self.dataset.zeros(record, self.media)
 
   def _clip(self, record: Record) -> Example:
     key = (type(self.dataset).__name__, self.dataset.root, self.dataset.clip_key(record), self.media)

@@ -18,17 +18,17 @@ import grain
 import numpy as np
 from absl import flags
 
-from data_pipelines.schema import REASON, DataError, Example
+from data_pipelines.schema import DataError, Example
 
 Augment = Callable[[Example, np.random.Generator], Example]
-_PADDING = -1
+_PADDING, _REASON = -1, "\0reason"  # no key of an example
 
 
 class RandomAccess(Protocol):
   """Anything with a length whose items are examples, safe to read from many threads.
 
-  With workers it is pickled, once for each. One that leaves out what it cannot read gives such an example the reason (str)
-  under "reason"; if it has a method `learn(index, reason)`, that is told of every row that a worker read.
+  With workers it is pickled, once for each. If it has the methods `found(index) -> str` and `learn(index, str)`, `learn` is
+  told here what `found` says in the worker of every row that was read there.
   """
 
   def __len__(self) -> int: ...
@@ -85,17 +85,18 @@ def batches(
   _check(len(source), batch_size, process_index, process_count)
   rows = _rows(len(source), batch_size, seed if shuffle else None, epoch)[start:]
   rows = np.split(rows, process_count, axis=1)[process_index]  # [num_batches - start, b]
-  dataset = grain.MapDataset.source(rows.reshape(-1)).map(_Read(source, augment, seed, epoch))
+  learn = getattr(source, "learn", None) if num_workers else None  # without workers it is the source itself that reads
+  dataset = grain.MapDataset.source(rows.reshape(-1)).map(_Read(source, augment, seed, epoch, learn is not None))
   dataset = dataset.batch(rows.shape[1], batch_fn=_stack)
   # grain's own default is a buffer of 500 batches, more memory than a machine has.
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads) if num_threads else 0)
   dataset = dataset.to_iter_dataset(options)
   if not num_workers:
-    return _deliver(dataset, rows, None)
+    return _deliver(dataset, rows, learn)
   if not flags.FLAGS.is_parsed():  # grain asks absl for its flags; in a notebook nobody has parsed any
     flags.FLAGS.mark_as_parsed()
   dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=1), _begin_worker)
-  return _deliver(dataset, rows, getattr(source, "learn", None))
+  return _deliver(dataset, rows, learn)
 
 
 def throughput(source: RandomAccess, *, batch_size: int = 8, **options: Any) -> dict[str, float]:
@@ -125,11 +126,14 @@ class _Read:
   augment: Augment | None
   seed: int
   epoch: int
+  reports: bool
 
   def __call__(self, index: int) -> Example:
     # Padding copies the shapes of a real row; the first row of the data is as good as any.
     example = self.source[int(index)] if index != _PADDING else _zeros(self.source[0])
     example = example if "mask" in example else {**example, "mask": np.float32(1)}
+    if index != _PADDING and self.reports:
+      example = {**example, _REASON: self.source.found(int(index))}
     if self.augment is None or not example["mask"]:
       return example
     # A spawn key: seeds that differ in zeros at their end alone, as (seed, epoch) of the order does, are the same to numpy.
@@ -143,11 +147,9 @@ def _deliver(dataset: grain.IterDataset, rows: np.ndarray, learn: Callable[[int,
   try:
     for indices in rows:
       batch = _next(iterator)
-      reasons = batch.pop(REASON)
-      if learn is not None:
-        for index, reason in zip(indices.tolist(), reasons, strict=True):
-          if index != _PADDING:
-            learn(index, reason)
+      for index, reason in zip(indices.tolist(), batch.pop(_REASON), strict=True):
+        if learn is not None and index != _PADDING:
+          learn(index, reason)
       yield batch
   finally:
     iterator.close()
@@ -196,11 +198,10 @@ def _rows(num_examples: int, batch_size: int, seed: int | None, epoch: int) -> n
 
 
 def _zeros(example: Example) -> Example:
-  shapes = {k: "" if k == "id" else np.zeros_like(v) for k, v in example.items() if k != REASON}
-  return {"mask": np.float32(0)} | shapes
+  return {"mask": np.float32(0)} | {k: "" if k == "id" else np.zeros_like(v) for k, v in example.items()}
 
 
 def _stack(examples: list[Example]) -> Example:
-  """Arrays [b, ...]; ids, and the reasons of those that were left out, as lists of b str."""
-  arrays = {key: np.stack([x[key] for x in examples]) for key in examples[0] if key not in ("id", REASON)}
-  return {**arrays, "id": [x["id"] for x in examples], REASON: [x.get(REASON, "") for x in examples]}
+  """Arrays [b, ...]; ids and reasons as lists of b str."""
+  arrays = {key: np.stack([x[key] for x in examples]) for key in examples[0] if key not in ("id", _REASON)}
+  return {**arrays, "id": [x["id"] for x in examples], _REASON: [x.get(_REASON, "") for x in examples]}

@@ -7,9 +7,6 @@ from typing import Any
 # One example or batch: arrays plus "id" (a str, or a list[str] in a batch).
 Example = dict[str, Any]
 
-# The key of an example that was left out (mask 0) under which it says why.
-REASON = "reason"
-
 # The mend of a damaged annotation file.
 FETCH = "fetch this file again"
 

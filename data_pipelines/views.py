@@ -48,6 +48,10 @@ class LabelledSeconds:
     """(id, reason) of the clips that were left out."""
     return self.rows.bad
 
+  def found(self, index: int) -> str:
+    """See `Source.found`."""
+    return self.rows.found(index)
+
   def learn(self, index: int, reason: str) -> None:
     """See `Source.learn`."""
     self.rows.learn(index, reason)
@@ -81,8 +85,12 @@ class GroupedQuestions:
     """(id, reason) of the questions whose clip was left out."""
     return self.rows.bad
 
+  def found(self, index: int) -> str:
+    """See `Source.found`; the questions of an example are on one clip."""
+    return self.rows.found(self._groups[index][0])
+
   def learn(self, index: int, reason: str) -> None:
-    """See `Source.learn`; the questions of an example are on one clip."""
+    """See `Source.learn`."""
     for row in self._groups[index]:
       self.rows.learn(row, reason)
 
