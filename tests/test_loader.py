@@ -150,7 +150,11 @@ def test_impossible_settings_are_one_clear_line(settings, words):
 # Workers. Starting one takes seconds, so that each test looks at several things.
 
 
-@pytest.mark.parametrize(("num_workers", "process_count"), [(1, 1), (2, 1), (2, 4), (1, 2)])
+slow = pytest.mark.slow
+ALL = [(2, 1), *(pytest.param(*counts, marks=slow) for counts in ((1, 1), (1, 2), (2, 2), (1, 4), (2, 4)))]
+
+
+@pytest.mark.parametrize(("num_workers", "process_count"), ALL)
 def test_workers_change_neither_order_nor_content_nor_resume(num_workers, process_count):
   """The rest of an epoch after three of six batches, drawn and augmented by the workers of every process."""
   settings = {"epoch": 2, "augment": shift, "process_count": process_count}
