@@ -374,7 +374,7 @@ def test_memory_stays_flat_over_three_epochs(tmp_path):
     command, env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=60, check=True
   )
   first, _, third = map(int, done.stdout.split())
-  assert third - first < 10_000
+  assert third - first < 20_000
 
 
 def test_throughput_counts_what_was_read():
