@@ -95,17 +95,18 @@ def statement(run: Any, name: str, split: str, scores: dict[str, float], scored:
   """
   benchmark, records = BENCHMARKS[name], run.datasets[name].records(split)
   clips, left_out = len({record.clip for record in records}), len(bad_clips(run, name, split))
-  protocol = benchmark.protocol_of(run.config.get("protocol", {}).get(name))
+  protocol = run.config.get("protocol", {}).get(name)
+  told = benchmark.protocol_of(protocol)
   run.history["evaluated"].setdefault(name, {})[split] = {
-    "protocol": protocol, "rows": len(records), "scored_rows": scored, "clips": clips, "left_out_clips": left_out,
+    "protocol": told, "rows": len(records), "scored_rows": scored, "clips": clips, "left_out_clips": left_out,
   }  # fmt: skip
-  trivial, percent = trivial_of(run, name)[split], lambda score: f"{100 * score:.1f}"
+  trivial = trivial_of(run, name)[split]
+  pairs = ((key, 100 * scores[key], 100 * trivial["scores"][key]) for key in benchmark.shown(protocol))
   return (
     f"{name} {split}: "
-    + ", ".join(f"{score} {percent(scores[score])}" for score in benchmark.shown)
-    + f" percent; trivial predictor ({trivial['name']}) "
-    + ", ".join(percent(trivial["scores"][score]) for score in benchmark.shown)
-    + f"; {scored} of {len(records)} rows scored, {clips - left_out} of {clips} clips read; protocol: {protocol}"
+    + ", ".join(f"{key} {ours:.1f} (trivial {theirs:.1f})" for key, ours, theirs in pairs)
+    + f" percent; {scored} of {len(records)} rows scored, {clips - left_out} of {clips} clips read; "
+    + f"trivial predictor: {trivial['name']}; protocol: {told}"
   )
 
 

@@ -25,7 +25,7 @@ class AVS(Benchmark):
   label_keys = ("label", "label_mask")
   labels_are_media = True
   mirrored = ("visual", "label")
-  scoring = "mIoU and F of each clip by itself (PHP), _batch4 of four clips together (the official script)"
+  scoring = "mIoU and F of each clip by itself; batch4: of four together, as the official script"
   also_shown = ("f", "miou_batch4", "f_batch4")
   official = (5, 23, 0)
   figure = "avs_overlays"

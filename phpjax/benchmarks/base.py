@@ -117,9 +117,9 @@ class Benchmark:
     """The score that enters the accuracy matrix."""
     return self.metric.MAIN
 
-  @property
-  def shown(self) -> tuple[str, ...]:
-    """The scores that every evaluation prints."""
+  def shown(self, protocol: str | None) -> tuple[str, ...]:
+    """The scores that every evaluation of a run with this protocol prints."""
+    del protocol
     return (self.main, *self.also_shown)
 
   def protocol_of(self, protocol: str | None) -> str:
