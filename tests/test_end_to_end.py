@@ -129,10 +129,8 @@ def test_each_evaluation_says_what_it_scored_beside_a_trivial_predictor(resumed)
     said = found["data"]["evaluated"][name][split]
     scores = [row["scores"] for row in found["per_task"] if (row["after"], row["task"], row["split"]) == ("avs", name, split)]
     metric = found["metric"][name]
-    assert (
-      f" {metric} {100 * scores[0][metric]:.1f}" in line
-      and f"({trivial['name']}) {100 * trivial['scores'][metric]:.1f}" in line
-    )
+    assert f": {metric} {100 * scores[0][metric]:.1f} (trivial {100 * trivial['scores'][metric]:.1f})" in line
+    assert f"trivial predictor: {trivial['name']};" in line
     assert said["scored_rows"] == said["rows"] == found["data"]["counts"][name][split] and said["left_out_clips"] == 0
     assert f"{said['rows']} of {said['rows']} rows scored, {said['clips']} of {said['clips']} clips read" in line
     assert line.endswith(f"protocol: {said['protocol']}")
