@@ -5,6 +5,7 @@ The order is a pure function of (seed, epoch), an example's augmentation one of 
 processes change neither, and an integer, the number of batches already done, is all that a resumed run needs.
 """
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -85,18 +86,18 @@ def batches(
   _check(len(source), batch_size, process_index, process_count)
   rows = _rows(len(source), batch_size, seed if shuffle else None, epoch)[start:]
   rows = np.split(rows, process_count, axis=1)[process_index]  # [num_batches - start, b]
-  learn = getattr(source, "learn", None) if num_workers else None  # without workers it is the source itself that reads
-  dataset = grain.MapDataset.source(rows.reshape(-1)).map(_Read(source, augment, seed, epoch, learn is not None))
+  learn = getattr(source, "learn", None)
+  dataset = grain.MapDataset.source(rows.reshape(-1)).map(_Read(source, augment, seed, epoch, bool(num_workers and learn)))
   dataset = dataset.batch(rows.shape[1], batch_fn=_stack)
   # grain's own default is a buffer of 500 batches, more memory than a machine has.
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads) if num_threads else 0)
   dataset = dataset.to_iter_dataset(options)
   if not num_workers:
-    return _deliver(dataset, rows, learn)
+    return _deliver(dataset, rows)
   if not flags.FLAGS.is_parsed():  # grain asks absl for its flags; in a notebook nobody has parsed any
     flags.FLAGS.mark_as_parsed()
   dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=1), _begin_worker)
-  return _deliver(dataset, rows, learn)
+  return _take_over(_deliver(dataset, rows), rows, learn)
 
 
 def throughput(source: RandomAccess, *, batch_size: int = 8, **options: Any) -> dict[str, float]:
@@ -132,8 +133,8 @@ class _Read:
     # Padding copies the shapes of a real row; the first row of the data is as good as any.
     example = self.source[int(index)] if index != _PADDING else _zeros(self.source[0])
     example = example if "mask" in example else {**example, "mask": np.float32(1)}
-    if index != _PADDING and self.reports:
-      example = {**example, _REASON: self.source.found(int(index))}
+    if self.reports:
+      example = {**example, _REASON: "" if index == _PADDING else self.source.found(int(index))}
     if self.augment is None or not example["mask"]:
       return example
     # A spawn key: seeds that differ in zeros at their end alone, as (seed, epoch) of the order does, are the same to numpy.
@@ -141,18 +142,26 @@ class _Read:
     return self.augment(example, np.random.default_rng(seeds))
 
 
-def _deliver(dataset: grain.IterDataset, rows: np.ndarray, learn: Callable[[int, str], None] | None) -> Iterator[Example]:
-  """The batches of `rows` [num_batches, b]; tells `learn` what workers found out about them. Ends threads and workers."""
+def _deliver(dataset: grain.IterDataset, rows: np.ndarray) -> Iterator[Example]:
+  """The batches of `rows` [num_batches, b]; ends threads and workers when it is closed."""
   iterator = iter(dataset)
   try:
-    for indices in rows:
-      batch = _next(iterator)
-      for index, reason in zip(indices.tolist(), batch.pop(_REASON), strict=True):
-        if learn is not None and index != _PADDING:
-          learn(index, reason)
-      yield batch
+    for _ in rows:
+      yield _next(iterator)
   finally:
     iterator.close()
+
+
+def _take_over(delivered: Iterator[Example], rows: np.ndarray, learn: Callable[[int, str], None] | None) -> Iterator[Example]:
+  """Batches of workers, out of the shared memory, which is small and is free again at once; tells `learn` what they found."""
+  with contextlib.closing(delivered):
+    for indices, batch in zip(rows, delivered, strict=True):
+      reasons = batch.pop(_REASON, [])
+      if learn is not None:
+        for index, reason in zip(indices.tolist(), reasons, strict=True):
+          if index != _PADDING:
+            learn(index, reason)
+      yield {key: np.array(value) if isinstance(value, np.ndarray) else value for key, value in batch.items()}
 
 
 def _next(iterator: Iterator[Example]) -> Example:
@@ -202,6 +211,7 @@ def _zeros(example: Example) -> Example:
 
 
 def _stack(examples: list[Example]) -> Example:
-  """Arrays [b, ...]; ids and reasons as lists of b str."""
-  arrays = {key: np.stack([x[key] for x in examples]) for key in examples[0] if key not in ("id", _REASON)}
-  return {**arrays, "id": [x["id"] for x in examples], _REASON: [x.get(_REASON, "") for x in examples]}
+  """Arrays [b, ...]; ids, and reasons where a row has one, as lists of b str."""
+  texts = [key for key in ("id", _REASON) if any(key in x for x in examples)]
+  arrays = {key: np.stack([x[key] for x in examples]) for key in examples[0] if key not in texts}
+  return {**arrays, **{key: [x.get(key, "") for x in examples] for key in texts}}

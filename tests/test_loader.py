@@ -276,6 +276,12 @@ def test_what_workers_leave_out_is_known_here(damaged, name, view):
   assert "00000001.mp4" in str(read[1][-2]) or fabricate.CLIP_IDS[0] in str(read[1][-2])
 
 
+def test_nothing_but_padding_has_nothing_to_tell(damaged):
+  sharing = {"process_index": 1, "process_count": 2, "num_workers": 1}
+  (batch,) = loader.batches(opened(damaged, "ave"), batch_size=8, seed=0, shuffle=True, **sharing)
+  assert batch["id"] == [""] * 4 and not batch["mask"].any()
+
+
 def test_labelled_seconds_pass_on_what_workers_found(damaged):
   source = LabelledSeconds(opened(damaged, "avsbench"))
   source.learn(0, "")
