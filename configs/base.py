@@ -114,18 +114,7 @@ def base() -> ConfigDict:
   )
   c.protocol = ConfigDict({"avvp": placeholder(str)})  # how a task is learned and scored, where there is more than one way
 
-  c.data = ConfigDict()
-  c.data.root = ""  # holds AVE, LLP, AVSBench, MUSIC-AVQA; empty with toybox: a cache folder of the user
-  c.data.toybox = ""  # "default" or "tiny": compose the embedded data instead
-  c.data.toybox_seed = 0
-  c.data.evaluation_split = "test"  # and "unseen" where the data has it; or "val", to choose settings on
-  c.data.on_bad_clip = "error"  # or "skip": leave out clips that cannot be read, and list them
-  c.data.crop = False  # stretch pictures to a square (DG-SCT, PHP); True: resize the short side and cut out the middle (CLIP)
-  c.data.num_threads = 2  # decoding
-  c.data.cache_gb = 1.5  # decoded clips kept in memory
-  c.data.labelled_seconds_only = True  # AVS training leaves out seconds without a mask (the release runs them for nothing)
-  c.data.questions_per_clip = 1  # questions that share one encoding of their clip; batch_size counts clips then
-
+  c.data = data()
   c.opt = ConfigDict(
     {  # Adam, one setting per label of phpjax/partition.py
       "shared": {"lr": 3e-4, "weight_decay": 0.0},
@@ -144,6 +133,24 @@ def base() -> ConfigDict:
     }
   )
   return c
+
+
+def data() -> ConfigDict:
+  """Where clips come from and how they are read."""
+  d = ConfigDict()
+  d.root = ""  # holds AVE, LLP, AVSBench, MUSIC-AVQA; empty with toybox: a cache folder of the user
+  d.toybox = ""  # "default" or "tiny": compose the embedded data instead
+  d.toybox_seed = 0
+  d.evaluation_split = "test"  # and "unseen" where the data has it; or "val", to choose settings on
+  d.on_bad_clip = "error"  # or "skip": leave out clips that cannot be read, and list them
+  d.crop = False  # stretch pictures to a square (DG-SCT, PHP); True: resize the short side and cut out the middle (CLIP)
+  d.num_threads = 2  # decoding, in each worker where there are any
+  d.num_workers = 0  # decoding processes, for hosts with many cores; each start of an epoch takes them seconds
+  d.augment = placeholder(str)  # "flip": half of the training clips mirrored left to right, where no answer says left
+  d.cache_gb = 1.5  # decoded clips kept in memory, over all workers
+  d.labelled_seconds_only = True  # AVS training leaves out seconds without a mask (the release runs them for nothing)
+  d.questions_per_clip = 1  # questions that share one encoding of their clip; batch_size counts clips then
+  return d
 
 
 def nano(c: ConfigDict) -> ConfigDict:

@@ -36,6 +36,10 @@ class ClipCache:
     self._making = [threading.Lock() for _ in range(64)]
     self._random = random.Random(0)
 
+  def __reduce__(self) -> tuple[Any, ...]:
+    """Pickled for a decoding process it is an empty one of the same size: nothing is shared."""
+    return ClipCache, (self.max_bytes,)
+
   def fetch(self, key: Hashable, make: Callable[[], Example]) -> Example:
     """The entry of a key, made once even if many threads ask for it at the same time (questions on one clip)."""
     with self._making[hash(key) % len(self._making)]:
@@ -284,6 +288,14 @@ class Source:
     self._reasons: dict[Hashable, str] = {}  # of every clip asked for: why it cannot be read, "" if it can
     self._left_out: set[int] = set()
 
+  def __getstate__(self) -> dict[str, Any]:
+    """Pickled for a decoding process: all but the lock."""
+    with self._lock:
+      return {**vars(self), "_lock": None, "_reasons": dict(self._reasons), "_left_out": set(self._left_out)}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    vars(self).update(state, _lock=threading.Lock())
+
   def __len__(self) -> int:
     return len(self.records)
 
@@ -299,6 +311,18 @@ class Source:
   def reason(self, record: Record) -> str:
     """Why the clip of a row cannot be read, "" if it can or was not asked for yet."""
     return self._reasons.get(self.dataset.clip_key(record), "")
+
+  def found(self, index: int) -> str:
+    """Why row `index`, which was asked for, was left out, "" if it was not."""
+    return self.reason(self.records[index])
+
+  def learn(self, index: int, reason: str) -> None:
+    """Takes over what `found` says in another process."""
+    key = self.dataset.clip_key(self.records[index])
+    with self._lock:
+      self._reasons[key] = reason or self._reasons.get(key, "")
+      if reason:
+        self._left_out.add(index)
 
   def unopened(self) -> list[int]:
     """The first row of every clip that was not asked for yet, so that nobody knows whether it can be read."""

@@ -1,23 +1,36 @@
-"""Batches of one epoch, decoded by threads through grain; numpy only, so that any device layout can take
+"""Batches of one epoch, decoded by threads or processes through grain; numpy only, so that any device layout can take
 them.
 
-The order is a pure function of (seed, epoch): neither threads nor processes change it, and an integer, the
-number of batches already done, is all that a resumed run needs.
+The order is a pure function of (seed, epoch), an example's augmentation one of (seed, epoch, example): threads, workers and
+processes change neither, and an integer, the number of batches already done, is all that a resumed run needs.
 """
 
-from collections.abc import Iterator
-from typing import Protocol
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import grain
 import numpy as np
+from absl import flags
 
 from data_pipelines.schema import DataError, Example
 
-_PADDING = -1
+Augment = Callable[[Example, np.random.Generator], Example]
+_PADDING, _REASON = -1, "\0reason"  # no key of an example
 
 
 class RandomAccess(Protocol):
-  """Anything with a length whose items are examples, safe to read from many threads."""
+  """Anything with a length whose items are examples, safe to read from many threads.
+
+  With workers it is pickled, once for each. If it has the methods `found(index) -> str` and `learn(index, str)`, `learn` is
+  told here what `found` says in the worker of every row that was read there.
+  """
 
   def __len__(self) -> int: ...
 
@@ -40,7 +53,9 @@ def batches(
   process_index: int = 0,
   process_count: int = 1,
   num_threads: int = 2,
+  num_workers: int = 0,
   prefetch: int = 2,
+  augment: Augment | None = None,
 ) -> Iterator[Example]:
   """One epoch in batches of fixed size.
 
@@ -54,29 +69,124 @@ def batches(
     process_index: this process; it gets the rows [i * b, (i + 1) * b) of every batch, b = batch_size /
       process_count.
     process_count: number of processes.
-    num_threads: decoding threads (0: decode in the calling thread).
-    prefetch: batches decoded ahead.
+    num_threads: decoding threads (0: decode in the calling thread), in each worker where there are any.
+    num_workers: decoding processes (0: none); worker w of n makes the batches w, w + n, ... They start in seconds, at every
+      call, and hand batches over in shared memory. The calling script needs `if __name__ == "__main__"`.
+    prefetch: batches decoded ahead, by each worker where there are any (those hold one more that waits to be fetched).
+    augment: changes a real example at random; the generator it gets depends on (seed, epoch, example) alone. It must
+      leave the shapes as they are, and be picklable where there are workers.
 
   Returns:
     An iterator of {key: [b, ...]} and "id" (list of b str). Rows that pad the last batch are zeros with mask
     0 and id "".
 
   Raises:
-    DataError: sizes that do not fit; and, while iterating, what the source raises.
+    DataError: sizes that do not fit; and, while iterating, what the source raises, and a worker that was killed.
   """
   _check(len(source), batch_size, process_index, process_count)
   rows = _rows(len(source), batch_size, seed if shuffle else None, epoch)[start:]
   rows = np.split(rows, process_count, axis=1)[process_index]  # [num_batches - start, b]
-
-  def read(index: int) -> Example:
-    # Padding copies the shapes of a real row; the first row of the data is as good as any.
-    example = source[int(index)] if index != _PADDING else _zeros(source[0])
-    return example if "mask" in example else {**example, "mask": np.float32(1)}
-
-  dataset = grain.MapDataset.source(rows.reshape(-1)).map(read).batch(rows.shape[1], batch_fn=_stack)
+  learn = getattr(source, "learn", None)
+  dataset = grain.MapDataset.source(rows.reshape(-1)).map(_Read(source, augment, seed, epoch, bool(num_workers and learn)))
+  dataset = dataset.batch(rows.shape[1], batch_fn=_stack)
   # grain's own default is a buffer of 500 batches, more memory than a machine has.
   options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads) if num_threads else 0)
-  return iter(dataset.to_iter_dataset(options))
+  dataset = dataset.to_iter_dataset(options)
+  if not num_workers:
+    return _deliver(dataset, rows)
+  if not flags.FLAGS.is_parsed():  # grain asks absl for its flags; in a notebook nobody has parsed any
+    flags.FLAGS.mark_as_parsed()
+  dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=1), _begin_worker)
+  return _take_over(_deliver(dataset, rows), rows, learn)
+
+
+def throughput(source: RandomAccess, *, batch_size: int = 8, **options: Any) -> dict[str, float]:
+  """How fast the examples of a source are read: one epoch in their order, with `options` of `batches`.
+
+  Returns:
+    `first_batch_s`, seconds until the first batch (starting workers is part of it), and `examples_per_s` of those after it.
+
+  Raises:
+    DataError: as `batches`, and where there are fewer than two batches.
+  """
+  if num_batches(source, batch_size) < 2:
+    raise DataError(f"{len(source)} examples are fewer than two batches of {batch_size}: nothing to measure")
+  begun = time.perf_counter()
+  iterator = batches(source, batch_size=batch_size, seed=0, shuffle=False, **options)
+  next(iterator)
+  first = time.perf_counter()
+  read = sum(sum(name != "" for name in batch["id"]) for batch in iterator)
+  return {"first_batch_s": first - begun, "examples_per_s": read / (time.perf_counter() - first)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Read:
+  """A row of an epoch -> its example. A class, because workers get it pickled."""
+
+  source: RandomAccess
+  augment: Augment | None
+  seed: int
+  epoch: int
+  reports: bool
+
+  def __call__(self, index: int) -> Example:
+    # Padding copies the shapes of a real row; the first row of the data is as good as any.
+    example = self.source[int(index)] if index != _PADDING else _zeros(self.source[0])
+    example = example if "mask" in example else {**example, "mask": np.float32(1)}
+    if self.reports:
+      example = {**example, _REASON: "" if index == _PADDING else self.source.found(int(index))}
+    if self.augment is None or not example["mask"]:
+      return example
+    # A spawn key: seeds that differ in zeros at their end alone, as (seed, epoch) of the order does, are the same to numpy.
+    seeds = np.random.SeedSequence((self.seed, self.epoch), spawn_key=(int(index),))
+    return self.augment(example, np.random.default_rng(seeds))
+
+
+def _deliver(dataset: grain.IterDataset, rows: np.ndarray) -> Iterator[Example]:
+  """The batches of `rows` [num_batches, b]; ends threads and workers when it is closed."""
+  iterator = iter(dataset)
+  try:
+    for _ in rows:
+      yield _next(iterator)
+  finally:
+    iterator.close()
+
+
+def _take_over(delivered: Iterator[Example], rows: np.ndarray, learn: Callable[[int, str], None] | None) -> Iterator[Example]:
+  """Batches of workers, out of the shared memory, which is small and is free again at once; tells `learn` what they found."""
+  with contextlib.closing(delivered):
+    for indices, batch in zip(rows, delivered, strict=True):
+      reasons = batch.pop(_REASON, [])
+      if learn is not None:
+        for index, reason in zip(indices.tolist(), reasons, strict=True):
+          if index != _PADDING:
+            learn(index, reason)
+      yield {key: np.array(value) if isinstance(value, np.ndarray) else value for key, value in batch.items()}
+
+
+def _next(iterator: Iterator[Example]) -> Example:
+  try:
+    return next(iterator)
+  except RuntimeError as error:
+    if "terminated unexpectedly" not in str(error):
+      raise
+    raise DataError(
+      f"a decoding process ended unexpectedly ({str(error).split('.')[0]}): most often the memory, or the shared memory of "
+      "/dev/shm, was full; take fewer workers, smaller batches, or num_workers 0"
+    ) from error
+
+
+def _begin_worker(index: int, count: int) -> None:
+  """Signals are for the process that trains, which ends its workers itself; one that was killed cannot."""
+  del index, count
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  multiprocessing.parent_process().join()
+  os._exit(1)
 
 
 def _check(num_examples: int, batch_size: int, process_index: int, process_count: int) -> None:
@@ -101,4 +211,7 @@ def _zeros(example: Example) -> Example:
 
 
 def _stack(examples: list[Example]) -> Example:
-  return {key: [x[key] for x in examples] if key == "id" else np.stack([x[key] for x in examples]) for key in examples[0]}
+  """Arrays [b, ...]; ids, and reasons where a row has one, as lists of b str."""
+  texts = [key for key in ("id", _REASON) if any(key in x for x in examples)]
+  arrays = {key: np.stack([x[key] for x in examples]) for key in examples[0] if key not in texts}
+  return {**arrays, **{key: [x.get(key, "") for x in examples] for key in texts}}

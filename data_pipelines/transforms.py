@@ -1,5 +1,8 @@
 """Small pure functions on decoded media: which seconds, resizing, int16 audio, masks."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from PIL import Image
 
@@ -69,3 +72,10 @@ def cut_seconds(wave: np.ndarray, rate_hz: int, starts: np.ndarray) -> np.ndarra
     piece = wave[start * rate_hz : (start + 1) * rate_hz]
     row[: len(piece)] = to_int16(piece)
   return out
+
+
+def flip(example: Mapping[str, Any], rng: np.random.Generator, *, keys: Sequence[str]) -> dict[str, Any]:
+  """Half of the examples mirrored left to right, all seconds alike: the arrays [T, H, W, ...] under `keys`, as new arrays."""
+  if rng.random() >= 0.5:
+    return dict(example)
+  return {**example, **{key: np.ascontiguousarray(example[key][:, :, ::-1]) for key in keys}}

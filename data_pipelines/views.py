@@ -48,6 +48,14 @@ class LabelledSeconds:
     """(id, reason) of the clips that were left out."""
     return self.rows.bad
 
+  def found(self, index: int) -> str:
+    """See `Source.found`."""
+    return self.rows.found(index)
+
+  def learn(self, index: int, reason: str) -> None:
+    """See `Source.learn`."""
+    self.rows.learn(index, reason)
+
   def __getitem__(self, index: int) -> Example:
     example = self.rows[index]
     return {key: value[: self._seconds] if key in PER_SECOND else value for key, value in example.items()}
@@ -76,6 +84,15 @@ class GroupedQuestions:
   def bad(self) -> list[tuple[str, str]]:
     """(id, reason) of the questions whose clip was left out."""
     return self.rows.bad
+
+  def found(self, index: int) -> str:
+    """See `Source.found`; the questions of an example are on one clip."""
+    return self.rows.found(self._groups[index][0])
+
+  def learn(self, index: int, reason: str) -> None:
+    """See `Source.learn`."""
+    for row in self._groups[index]:
+      self.rows.learn(row, reason)
 
   def __getitem__(self, index: int) -> Example:
     rows = [self.rows[i] for i in self._groups[index]]

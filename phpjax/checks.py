@@ -36,6 +36,7 @@ def _choices(config: ConfigDict) -> Iterator[str]:
     ("compile_effort", config.compile_effort, (0, 1, 2, 3)),
     ("data.toybox", config.data.toybox, ("", *compose.SIZES)),
     ("data.on_bad_clip", config.data.on_bad_clip, ("error", "skip")),
+    ("data.augment", config.data.augment, (None, "flip")),
     ("data.evaluation_split", config.data.evaluation_split, ("test", "val")),
   ):
     if value not in choices:
@@ -54,6 +55,7 @@ def _numbers(config: ConfigDict) -> Iterator[str]:
     *((f"epoch_factor.{name}", value, 1) for name, value in config.epoch_factor.items()),
     ("log_every_steps", config.log_every_steps, 1),
     ("data.num_threads", config.data.num_threads, 0),
+    ("data.num_workers", config.data.num_workers, 0),
     ("data.questions_per_clip", config.data.questions_per_clip, 1),
     ("data.cache_gb", config.data.cache_gb, 0),
     ("data.toybox_seed", config.data.toybox_seed, 0),

@@ -28,10 +28,20 @@ def evaluate(
     summarise: the numbers of all batches -> scores. Sums are divided once, there, never per batch.
     on_batch: told how many batches are done.
   """
-  parts = []
-  for done, batch in enumerate(batches, start=1):
-    parts.append(statistics(jax.device_get(predict(batch)), batch))
-    on_batch(done)
+  parts: list[Tree] = []
+
+  def fetch(outputs: Tree, batch: Tree) -> None:
+    parts.append(statistics(jax.device_get(outputs), batch))
+    on_batch(len(parts))
+
+  waiting = None
+  for batch in batches:
+    dispatched = predict(batch), batch  # before the numbers of the last one are fetched: the device need not wait for the host
+    if waiting:
+      fetch(*waiting)
+    waiting = dispatched
+  if waiting:
+    fetch(*waiting)
   return summarise(parts)
 
 

@@ -62,7 +62,7 @@ class MetricsLog:
       losses: its parts by name.
       lr: learning rate, or one per label of the optimizer (shared, prompts, head).
       examples_per_s: examples per second since the last reported step, logged or not, over all devices.
-      data_wait_s: seconds that the step waited for its batch.
+      data_wait_s: seconds that the host waited for the step's batch to be decoded.
     """
     if self._file is None:
       return

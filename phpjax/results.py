@@ -22,6 +22,7 @@ from phpjax.benchmarks import BENCHMARKS
 from phpjax.metrics import continual, rows
 
 Tree = dict[str, Any]
+SELECTION = "no split chose it: every task is learned for a fixed number of epochs and the last one counts"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
 
@@ -44,7 +45,8 @@ def assemble(run: Any) -> Tree:
   """The content of results.json."""
   config, names, history = run.config, run.names, run.history
   summary = continual.summarise(history["matrix"])
-  trivial = {name: trivial_scores(run, name) for name in names}
+  trivial = {name: trivial_of(run, name) for name in names}
+  matrix_split, *others = run.evaluation_splits
   return {
     "method": config.method.name,
     "tasks": names,
@@ -55,8 +57,9 @@ def assemble(run: Any) -> Tree:
     "summary": summary,
     "per_task": history["per_task"],
     "drift": history["drift"],
-    "trivial": {name: scores[BENCHMARKS[name].main] for name, (_, scores) in trivial.items()},
-    "trivial_predictor": {name: {"name": which, "scores": scores} for name, (which, scores) in trivial.items()},
+    "trivial": {name: found[matrix_split]["scores"][BENCHMARKS[name].main] for name, found in trivial.items()},
+    "trivial_predictor": {name: found[matrix_split] for name, found in trivial.items()},
+    "trivial_predictor_elsewhere": {name: {s: found[s] for s in others if s in found} for name, found in trivial.items()},
     "parameters": parameters(run.experiment, run.params),
     "seed": config.seed,
     "steps": run.position.step,
@@ -71,12 +74,40 @@ def assemble(run: Any) -> Tree:
   }
 
 
-def trivial_scores(run: Any, name: str) -> tuple[str, dict[str, float]]:
-  """The best predictor that never looks at a clip, on the split of the accuracy matrix."""
-  benchmark = BENCHMARKS[name]
-  train = benchmark.train_labels(labels_of(run, name, "train"))
-  test = benchmark.test_labels(labels_of(run, name, run.evaluation_splits[0]))
-  return benchmark.trivial(train, test, run.experiment.infos[name])
+def trivial_of(run: Any, name: str) -> Tree:
+  """{evaluation split: {"name", "scores"} of the best predictor that never looks at a clip}, found once in a run."""
+  if name not in run.history["trivial"]:
+    benchmark, info = BENCHMARKS[name], run.experiment.infos[name]
+    train = benchmark.train_labels(labels_of(run, name, "train"))
+    found = {
+      split: benchmark.trivial(train, benchmark.test_labels(labels_of(run, name, split)), info)
+      for split in run.evaluation_splits
+      if split in run.used_splits(name)
+    }
+    run.history["trivial"][name] = {split: {"name": which, "scores": scores} for split, (which, scores) in found.items()}
+  return run.history["trivial"][name]
+
+
+def statement(run: Any, name: str, split: str, scores: dict[str, float], scored: int) -> str:
+  """The line that an evaluation prints: scores beside those of the trivial predictor, what was scored, and how.
+
+  What was scored is kept for results.json.
+  """
+  benchmark, records = BENCHMARKS[name], run.datasets[name].records(split)
+  clips, left_out = len({record.clip for record in records}), len(bad_clips(run, name, split))
+  protocol = run.config.get("protocol", {}).get(name)
+  told = benchmark.protocol_of(protocol)
+  run.history["evaluated"].setdefault(name, {})[split] = {
+    "protocol": told, "rows": len(records), "scored_rows": scored, "clips": clips, "left_out_clips": left_out,
+  }  # fmt: skip
+  trivial = trivial_of(run, name)[split]
+  pairs = ((key, 100 * scores[key], 100 * trivial["scores"][key]) for key in benchmark.shown(protocol))
+  return (
+    f"{name} {split}: "
+    + ", ".join(f"{key} {ours:.1f} (trivial {theirs:.1f})" for key, ours, theirs in pairs)
+    + f" percent; {scored} of {len(records)} rows scored, {clips - left_out} of {clips} clips read; "
+    + f"trivial predictor: {trivial['name']}; protocol: {told}"
+  )
 
 
 def labels_of(run: Any, name: str, split: str) -> Iterator[Tree]:
@@ -150,8 +181,9 @@ def data_summary(run: Any) -> Tree:
     "counts": counts,
     "missing_clips": missing,
     "bad_clips": {name: {split: bad_clips(run, name, split) for split in splits} for name, splits in used.items()},
+    "evaluated": run.history["evaluated"],
     "evaluation_split": config.evaluation_split,
-    "model_selection": "none: the last epoch",
+    "model_selection": SELECTION,
   }
 
 

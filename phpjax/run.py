@@ -45,6 +45,11 @@ class Position:
   seconds: float = 0.0
 
 
+def new_history() -> Tree:
+  """Of HISTORY nothing yet; {task: {split: ...}} of the trivial predictors and of what was evaluated; steps left out."""
+  return {**{name: [] for name in HISTORY}, "trivial": {}, "evaluated": {}, "skipped": 0}
+
+
 @dataclasses.dataclass
 class Run:
   """A run at work."""
@@ -63,7 +68,7 @@ class Run:
   live: Live | None = None
   anchors: Tree = dataclasses.field(default_factory=dict)  # the shared parameters of each learned task at its end
   position: Position = dataclasses.field(default_factory=Position)
-  history: Tree = dataclasses.field(default_factory=lambda: {**{name: [] for name in HISTORY}, "skipped": 0})
+  history: Tree = dataclasses.field(default_factory=new_history)
   started: float = dataclasses.field(default_factory=time.monotonic)
   reported: float = 0.0  # when the last step was reported, for the rate
   stop: bool = False
@@ -99,8 +104,10 @@ class Run:
     source = self.datasets[name].examples(split, self.experiment.media, on_bad_clip=config.on_bad_clip, cache=self.clips)
     return BENCHMARKS[name].view(source, split, config)
 
-  def batches(self, name: str, split: str, *, batch_size: int, shuffle: bool, epoch: int = 0, start: int = 0) -> Iterator[Tree]:
-    """This process's batches of one epoch."""
+  def batches(
+    self, name: str, split: str, *, batch_size: int, shuffle: bool, epoch: int = 0, start: int = 0, workers: bool = True
+  ) -> Iterator[Tree]:
+    """This process's batches of one epoch; shuffled ones are for training, and augmented if the config says so."""
     return loader.batches(
       self.source(name, split),
       batch_size=batch_size,
@@ -111,6 +118,8 @@ class Run:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       num_threads=self.config.data.num_threads,
+      num_workers=self.config.data.num_workers if workers else 0,
+      augment=BENCHMARKS[name].augmentation(self.config.data.augment) if shuffle else None,
     )
 
   def num_epochs(self, name: str) -> int:
@@ -170,7 +179,7 @@ class Run:
 
   def lower_train(self, name: str) -> jax.stages.Lowered:
     """The training step of a task, traced on a batch of the first clip, for what the compiler knows of it."""
-    batch = next(self.batches(name, "train", batch_size=self.config.batch_size, shuffle=False))
+    batch = next(self.batches(name, "train", batch_size=self.config.batch_size, shuffle=False, workers=False))
     rows = sharding.put_batch(batch, self.mesh, self.experiment.tasks[name].device_keys)
     scale = {"shared": 1.0, "task": 1.0}
     return self.steps.train.lower(
@@ -234,7 +243,7 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
     params, state = built.init()
     params = {k: sharding.put_replicated(v, mesh) for k, v in params.items()}
     steps = Steps(built.modules, built.method, optimizer.settings(config.opt), mesh, compile_effort=config.compile_effort)
-    clips = ClipCache(int(config.data.cache_gb * 1e9))
+    clips = ClipCache(int(config.data.cache_gb * 1e9 / max(config.data.num_workers, 1)))  # each worker has one of this size
     run = Run(
       experiment=built,
       datasets=datasets,
@@ -278,7 +287,7 @@ def restore(run: Run) -> bool:
         f"--workdir={run.folder} was trained on other data ({', '.join(changed[:4])} differ): point data.root to the old "
         "files or take another --workdir"
       )
-    run.position, run.history = Position(**meta["position"]), meta["history"]
+    run.position, run.history = Position(**meta["position"]), {**new_history(), **meta["history"]}
     for name in meta["learned"]:
       add_task(run, name)
     if meta["live"]:

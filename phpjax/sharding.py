@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -52,6 +54,33 @@ def check_batch_size(batch_size: int, devices: int, field: str = "batch_size") -
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, keys: tuple[str, ...]) -> dict[str, jax.Array]:
   """This process's rows -> global arrays, split over the devices; other keys stay on the host."""
   return {k: jax.make_array_from_process_local_data(over_batch(mesh), batch[k]) for k in keys}
+
+
+def put_ahead(
+  batches: Iterator[dict[str, Any]], mesh: Mesh, keys: tuple[str, ...]
+) -> Iterator[tuple[dict[str, Any], dict[str, jax.Array], float]]:
+  """(batch, its rows on the devices, seconds waited for it on the host) of all batches in their order.
+
+  Each is on its way to the devices before the one in front of it is handed out, so that a step need not wait for the copy. An
+  error of `batches` comes behind the batches before it.
+  """
+
+  def fetch() -> tuple[dict[str, Any], dict[str, jax.Array], float] | None:
+    asked = time.monotonic()
+    batch = next(batches, None)
+    waited_s = time.monotonic() - asked
+    return None if batch is None else (batch, put_batch(batch, mesh, keys), waited_s)
+
+  held, error = fetch(), None
+  while held is not None:
+    try:
+      following = fetch()
+    except Exception as raised:
+      following, error = None, raised
+    yield held
+    held = following
+  if error is not None:
+    raise error
 
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:

@@ -58,7 +58,8 @@ def evaluate_again(config: ConfigDict, folder: pathlib.Path) -> Tree:
     run.history = {**run.history, "per_task": [], "drift": []}
     evaluate_seen(run, learned - 1)
     stopped_in = None if run.live is None else {"task": run.names[learned], "step": run.position.step}
-    found = {"tasks": run.names[:learned], "stopped_in": stopped_in, "per_task": run.history["per_task"]}
+    shown = {"tasks": run.names[:learned], "stopped_in": stopped_in, "model_selection": results.SELECTION}
+    found = {**shown, **{key: run.history[key] for key in ("per_task", "trivial", "evaluated")}}
     workdir.write_json(folder / "evaluation.json", found)
     return run.history
 
@@ -100,7 +101,7 @@ class Dispatched:
     step: of the whole run; index: of the task; both count this one.
     metrics: loss, losses, grad_norm, finite.
     batch: its batch, on the host.
-    waited_s: seconds the step waited for it.
+    waited_s: seconds the host waited for it to be decoded.
   """
 
   step: int
@@ -114,19 +115,18 @@ def train_epoch(run: Run, name: str, epoch: int, inputs: tuple[Tree, Tree | None
   """The rest of one epoch. Numbers of a step are fetched after the next one is dispatched."""
   task, key, pending = run.experiment.tasks[name], run.experiment.key("train", name), None
   batches = run.batches(name, "train", batch_size=run.config.batch_size, shuffle=True, epoch=epoch, start=run.position.batch)
+  ahead = sharding.put_ahead(batches, run.mesh, task.device_keys)
   run.reported = time.monotonic()
   while not run.stop:
-    asked = time.monotonic()
     try:
-      batch = next(batches, None)
+      found = next(ahead, None)
     except DataError:
       if pending:
         report(run, name, epoch, scale, pending)
       raise
-    if batch is None:
+    if found is None:
       break
-    waited_s = time.monotonic() - asked
-    rows = sharding.put_batch(batch, run.mesh, task.device_keys)
+    batch, rows, waited_s = found
     rng = jax.random.fold_in(key, run.position.step)
     run.live, metrics = run.steps.train(task, run.live, *inputs, rows, rng, scale)
     run.position = dataclasses.replace(run.position, step=run.position.step + 1, batch=run.position.batch + 1)
@@ -169,23 +169,26 @@ def report(run: Run, name: str, epoch: int, scale: Tree, done: Dispatched) -> No
     )
 
 
-def score(run: Run, name: str, split: str, predict: Callable[[Tree], Tree]) -> dict[str, float]:
-  """Every score of a task on a split; raises DataError where there is nothing to score, as when all clips are bad."""
-  benchmark, total = BENCHMARKS[name], run.num_batches(name, split)
+def score(run: Run, name: str, split: str, predict: Callable[[Tree], Tree]) -> tuple[dict[str, float], int]:
+  """(every score of a task on a split, the number of rows scored); raises DataError where that is 0, as when all are bad."""
+  benchmark, total, scored = BENCHMARKS[name], run.num_batches(name, split), 0
 
   def summarise(parts: Sequence[Tree]) -> dict[str, float]:
-    if not any(len(rows) for part in parts for rows in part.values()):
+    nonlocal scored
+    scored = sum(len(next(iter(part.values()))) for part in parts)
+    if not scored:
       hint = ": --config.data.on_bad_clip=error says why" if run.config.data.on_bad_clip == "skip" else ""
       raise DataError(f"no clip of {name} {split} can be scored{hint}")
     return benchmark.summarise(parts)
 
-  return evaluate.evaluate(
+  scores = evaluate.evaluate(
     predict,
     run.batches(name, split, batch_size=run.config.eval_batch_size, shuffle=False),
     benchmark.statistics,
     summarise,
     on_batch=lambda done: run.progress.evaluation(f"{name} {split}", done, total),
   )
+  return scores, scored
 
 
 def evaluate_seen(run: Run, index: int) -> None:
@@ -194,16 +197,18 @@ def evaluate_seen(run: Run, index: int) -> None:
   for name in run.names[: index + 1]:
     predict = run.predictor(name)
     for split in (s for s in run.used_splits(name) if s in main):
-      scores = score(run, name, split, predict)
+      scores, scored = score(run, name, split, predict)
       main[split][name] = scores[BENCHMARKS[name].main]
       run.history["per_task"].append({"after": run.names[index], "task": name, "split": split, "scores": scores})
       run.log.evaluation(run.position.step, name, scores, split=split)
+      run.progress.note(results.statement(run, name, split, scores, scored))
     return_freed_memory()
   run.history["matrix"] = evaluate.add_row(run.history["matrix"], main[run.evaluation_splits[0]], run.names, index)
   run.history["drift"] += drift.record(run.anchors, run.params["shared"], run.history["matrix"], run.names, index)
   if len(main.get("unseen", ())) == index + 1:
     run.history["unseen"] = evaluate.add_row(run.history["unseen"], main["unseen"], run.names, index)
   metrics = {name: BENCHMARKS[name].main for name in run.names}
-  run.progress.matrix(run.names, run.history["matrix"], metrics)
+  title = f"accuracy matrix on {run.evaluation_splits[0]}, percent; model: {results.SELECTION}"
+  run.progress.matrix(run.names, run.history["matrix"], metrics, title=title)
   if len(run.history["unseen"]) == index + 1:
     run.progress.matrix(run.names, run.history["unseen"], metrics, title="the same on unseen objects, percent")

@@ -21,6 +21,7 @@ ELSEWHERE = (
   "on_nonfinite",
   "data.root",
   "data.num_threads",
+  "data.num_workers",
   "data.cache_gb",
   "data.on_bad_clip",
   *(f"encoders.{modality}.weights" for modality in ("visual", "audio", "text", "audio_text")),

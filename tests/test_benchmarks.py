@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import pathlib
+import pickle
 import types
 
 import jax
@@ -13,7 +14,7 @@ from PIL import Image
 
 from configs import base
 from data_pipelines import DATASETS, DataError
-from phpjax import metrics, tasks, train
+from phpjax import evaluate, metrics, tasks, train
 from phpjax.benchmarks import BENCHMARKS, TaskInfo
 from phpjax.encoders import pretrained
 from phpjax.errors import UserError
@@ -139,6 +140,49 @@ def test_a_split_without_a_clip_to_score_is_one_clear_line(name, policy, ending)
   with pytest.raises(DataError, match=f"^no clip of {name} unseen can be {ending}$"):
     train.score(run, name, "unseen", lambda batch: outputs)
   assert done == [(f"{name} unseen", 1, 1)]
+
+
+def test_the_next_batch_is_predicted_before_the_numbers_of_the_last_are_fetched():
+  seen, batches = [], [{"mask": np.ones(2), "id": number} for number in range(3)]
+
+  def predict(batch):
+    seen.append(("predict", batch["id"]))
+    return {"scores": batch["id"] * batch["mask"]}
+
+  def statistics(outputs, batch):
+    seen.append(("fetch", batch["id"]))
+    return {"hit": outputs["scores"]}
+
+  summarise = lambda parts: {"sum": float(np.concatenate([part["hit"] for part in parts]).sum())}
+  done = []
+  assert evaluate.evaluate(predict, batches, statistics, summarise, on_batch=done.append) == {"sum": 6.0}
+  order = [("predict", 0), ("predict", 1), ("fetch", 0), ("predict", 2), ("fetch", 1), ("fetch", 2)]
+  assert seen == order and done == [1, 2, 3]
+  assert evaluate.evaluate(predict, [], statistics, lambda parts: {"batches": len(parts)}, on_batch=done.append) == {
+    "batches": 0
+  }
+
+
+# -- augmentation ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_clips_are_mirrored_with_their_masks_and_never_where_questions_say_left(name):
+  benchmark, (_, batch) = BENCHMARKS[name], batch_of(name)
+  assert benchmark.augmentation(None) is None
+  augment = benchmark.augmentation("flip")
+  if benchmark.asks:
+    assert augment is None
+    return
+  augment = pickle.loads(pickle.dumps(augment))  # a worker gets it so
+  example = {key: value[0] for key, value in batch.items()}
+  found = [augment(example, np.random.default_rng(seed)) for seed in range(20)]
+  changed = [{key for key in example if np.any(np.asarray(one[key]) != np.asarray(example[key]))} for one in found]
+  assert {frozenset(keys) for keys in changed} == {frozenset(), frozenset(benchmark.mirrored)}
+  assert ("label" in benchmark.mirrored) == benchmark.labels_are_media
+  for one, keys in zip(found, changed, strict=True):
+    for key in keys:
+      np.testing.assert_array_equal(one[key], np.flip(example[key], 2))
 
 
 # -- protocols ---------------------------------------------------------------------------------------------------

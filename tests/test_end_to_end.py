@@ -119,6 +119,38 @@ def test_the_same_command_ends_where_an_uninterrupted_run_does(finished, resumed
   small.assert_same_bits(*(checkpoint.load_numpy(newest(f)[0], "task_avs") for f in (folder, finished)))
 
 
+def test_each_evaluation_says_what_it_scored_beside_a_trivial_predictor(resumed):
+  folder, done = resumed
+  lines, found = [line for line in done.err.splitlines() if "trivial predictor" in line], results(folder)
+  assert [line.split(":")[0] for line in lines] == ["ave test", "ave unseen", "avs test", "avs unseen"]
+  for line in lines:
+    name, split = line.split(":")[0].split()
+    trivial = found["trivial_predictor"][name] if split == "test" else found["trivial_predictor_elsewhere"][name][split]
+    said = found["data"]["evaluated"][name][split]
+    scores = [row["scores"] for row in found["per_task"] if (row["after"], row["task"], row["split"]) == ("avs", name, split)]
+    metric = found["metric"][name]
+    assert f": {metric} {100 * scores[0][metric]:.1f} (trivial {100 * trivial['scores'][metric]:.1f})" in line
+    assert f"trivial predictor: {trivial['name']};" in line
+    assert said["scored_rows"] == said["rows"] == found["data"]["counts"][name][split] and said["left_out_clips"] == 0
+    assert f"{said['rows']} of {said['rows']} rows scored, {said['clips']} of {said['clips']} clips read" in line
+    assert line.endswith(f"protocol: {said['protocol']}")
+  assert found["trivial"]["ave"] == found["trivial_predictor"]["ave"]["scores"]["segment_accuracy"]
+  [title] = [line for line in done.err.splitlines() if line.startswith("accuracy matrix")]
+  assert "on test" in title and "no split chose it" in title and found["data"]["model_selection"] in title
+
+
+@pytest.mark.slow
+def test_workers_change_no_number_and_mirrored_clips_do(cli, toybox, tmp_path):
+  flags = (*SMALL[:1], *SMALL[2:4], "--config.tasks=('ave',)", "--config.num_epochs=1", f"--config.data.root={toybox}")
+  mirrored, workers = "--config.data.augment=flip", "--config.data.num_workers=1"
+  for name, more in {"plain": (), "mirrored": (mirrored,), "workers": (mirrored, workers)}.items():
+    done = cli(*flags, *more, f"--workdir={tmp_path / name}")
+    assert done.code == 0, done.err
+  losses = {path.name: [line["loss"] for line in logged(path)] for path in tmp_path.iterdir()}
+  assert losses["mirrored"] == losses["workers"] and losses["plain"] != losses["workers"]
+  assert comparable(tmp_path / "mirrored") == comparable(tmp_path / "workers")
+
+
 def test_past_tasks_and_what_the_later_one_does_not_use_stay_bit_equal(stopped, resumed):
   before, during, after = newest(stopped[0])[1], newest(stopped[0])[0], newest(resumed[0])[0]
   meta = checkpoint.read_meta(before)

@@ -61,6 +61,8 @@ WRONG = {
   "--config.encoder_dtype=float16": ("encoder_dtype", "bfloat16"),
   "--config.data.toybox=foo": ("data.toybox", "foo", "default"),
   "--config.data.evaluation_split=tset": ("evaluation_split", "tset", "val"),
+  "--config.data.augment=rotate": ("data.augment='rotate'", "'flip'"),
+  "--config.data.num_workers=-1": ("data.num_workers=-1",),
   "--config.log_every_steps=0": ("log_every_steps",),
   "--config.epoch_factor.ave=0": ("epoch_factor.ave",),
   "--config.seed=-1": ("seed=-1",),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from data_pipelines import music_avqa
 from phpjax.benchmarks import BENCHMARKS
-from phpjax.metrics import ave, avqa, avs, avvp, continual, rows
+from phpjax.metrics import ave, avqa, avs, avvp, continual, grounding, retrieval, rows
 
 METRICS = {benchmark.metric.__name__.rpartition(".")[2]: benchmark.metric for benchmark in BENCHMARKS.values()}
 SEEDS = st.integers(0, 2**32 - 1)
@@ -338,3 +338,117 @@ def test_incomplete_matrices_are_refused(matrix):
 def test_fwt_needs_the_scores_ahead():
   with pytest.raises(ValueError, match="just before it is learned"):
     continual.fwt([[0.5, None], [0.4, 0.6]], [0.1, 0.1])
+
+
+# Retrieval and referring expressions.
+
+
+def captioned(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """n clips, one to four captions of each in any order, the clip of each caption."""
+  owner = rng.permutation(np.repeat(np.arange(n), rng.integers(1, 5, n)))
+  return rng.normal(size=(n, 3)), rng.normal(size=(len(owner), 3)), owner
+
+
+@given(seed=SEEDS, n=st.integers(1, 9))
+@FEW
+def test_retrieval_scores_depend_on_no_order_and_no_length(seed, n):
+  rng = np.random.default_rng(seed)
+  items, captions, owner = captioned(rng, n)
+  scores = retrieval.evaluate(items, captions, owner)
+  assert all(0 <= score <= 1 for name, score in scores.items() if "med" not in name and "mean" not in name)
+  assert all(1 <= score <= len(owner) for name, score in scores.items() if "med" in name or "mean" in name)
+  order, place = rng.permutation(n), rng.permutation(len(owner))
+  moved = retrieval.evaluate(items[order], 7 * captions[place], np.argsort(order)[owner[place]])
+  same(scores, moved)
+
+
+@given(seed=SEEDS, n=st.integers(1, 9), batch_size=st.integers(1, 5))
+@FEW
+def test_batches_of_queries_and_padding_change_nothing(seed, n, batch_size):
+  rng = np.random.default_rng(seed)
+  items, captions, owner = captioned(rng, n)
+  number, whole = np.arange(n), retrieval.statistics(items, captions, np.arange(n), owner)
+  padding = -n % batch_size
+  query = np.concatenate([items, np.full((padding, 3), np.nan)])
+  asked, mask = np.pad(number, (0, padding), constant_values=-1), np.pad(np.ones(n), (0, padding))
+  parts = [
+    retrieval.statistics(query[b], captions, asked[b], owner, mask=mask[b])
+    for b in (slice(start, start + batch_size) for start in range(0, n + padding, batch_size))
+  ]
+  same(retrieval.summarise(whole), retrieval.summarise(rows.join(parts)))
+
+
+def test_retrieval_worked_example(monkeypatch):
+  """Five captions of a clip at the ranks 4, 1, 3, 30, 12 (from 1): the precision takes them in ascending order."""
+  angle = np.linspace(0.01, 1.5, 40)  # the farther, the less similar
+  captions = np.stack([np.cos(angle), np.sin(angle)], -1)
+  owner = np.ones(40, int)
+  owner[[3, 0, 2, 29, 11]] = 0
+  query = np.array([[1.0, 0.0]])
+  found = retrieval.statistics(query, captions, np.array([0]), owner)
+  assert found["rank"].tolist() == [0] and found["precision"][0] == pytest.approx((1 / 1 + 2 / 3 + 3 / 4) / 5)
+  single = retrieval.statistics(query, captions, np.array([7]), np.where(np.arange(40) == 2, 7, 0))
+  assert retrieval.summarise(single) == {
+    "R@1": 0, "R@5": 1, "R@10": 1, "R@50": 1, "medR": 3, "meanR": 3, "mAP@10": pytest.approx(1 / 3),
+  }  # fmt: skip
+  many = np.repeat(query, 5, 0)
+  monkeypatch.setattr(retrieval, "BLOCK", 2)
+  assert retrieval.statistics(many, captions, np.zeros(5, int), owner)["rank"].tolist() == [0] * 5
+
+
+def test_ties_in_a_gallery_go_to_the_smaller_index():
+  gallery = np.ones((4, 2))
+  ranks = retrieval.statistics(np.ones((4, 2)), gallery, np.arange(4), np.arange(4))["rank"]
+  assert ranks.tolist() == [0, 1, 2, 3]
+
+
+def test_a_gallery_without_an_answer_and_nan_are_refused():
+  items, captions, owner = captioned(np.random.default_rng(0), 4)
+  with pytest.raises(ValueError, match="nothing for 1 owners of queries, 4 among them"):
+    retrieval.statistics(items[:1], captions, np.array([4]), owner)
+  with pytest.raises(ValueError, match="gallery hold NaN"):
+    retrieval.statistics(items, captions * np.nan, np.arange(4), owner)
+  with pytest.raises(ValueError, match="no example to score"):
+    retrieval.summarise(retrieval.statistics(items, captions, np.arange(4), owner, mask=np.zeros(4)))
+
+
+def boxed(rng: np.random.Generator, n: int) -> tuple[np.ndarray, ...]:
+  corner, size = rng.random((n, 12, 2)), 0.1 + rng.random((n, 12, 2))
+  truth = np.concatenate([rng.random((n, 2)), 0.1 + rng.random((n, 2))], -1)
+  return np.concatenate([corner, corner + size], -1), rng.normal(size=(n, 12)), truth
+
+
+@given(seed=SEEDS, n=st.integers(1, 9))
+@FEW
+def test_box_scores_depend_on_no_order_and_no_batches(seed, n):
+  rng = np.random.default_rng(seed)
+  boxes, scores, truth = boxed(rng, n)
+  whole = grounding.evaluate(boxes, scores, truth)
+  assert all(0 <= score <= 1 for score in whole.values())
+  for kind in ("giou", "iou"):
+    assert whole[f"{kind}/P@1"] <= whole[f"{kind}/P@5"] <= whole[f"{kind}/P@10"]
+  assert all(whole[f"giou/P@{k}"] <= whole[f"iou/P@{k}"] for k in grounding.FIRST), "the generalised IoU is never larger"
+  rows_of, columns = rng.permutation(n), rng.permutation(12)
+  same(whole, grounding.evaluate(boxes[rows_of][:, columns], scores[rows_of][:, columns], truth[rows_of]))
+  parts = [grounding.statistics(boxes[[i, 0]], scores[[i, 0]], truth[[i, 0]], mask=np.array([1, 0])) for i in range(n)]
+  same(whole, grounding.summarise(rows.join(parts)))
+
+
+def test_boxes_worked_example():
+  truth = np.array([[0.0, 0.0, 2.0, 1.0]])  # x, y, width, height
+  boxes = np.array([[[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 4.0, 0.5], [0.0, 0.0, 2.0, 1.0]]])
+  found = grounding.overlaps(boxes[0], np.array([0.0, 0.0, 2.0, 1.0]))
+  assert found["iou"].tolist() == pytest.approx([1 / 2, 1 / 3, 1])
+  assert found["giou"].tolist() == pytest.approx([1 / 2, 1 / 3 - 1 / 4, 1])
+  assert grounding.evaluate(boxes, np.array([[1.0, 2.0, 0.0]]), truth)["giou/P@1"] == 0
+  assert grounding.evaluate(boxes, np.array([[2.0, 1.0, 0.0]]), truth)["giou/P@1"] == 1
+  none = grounding.evaluate(boxes, np.full((1, 3), -np.inf), truth)
+  assert set(none.values()) == {0.0}, "where there is no box, none is right"
+
+
+def test_avvp_trivial_of_the_release_is_the_best_class():
+  label = np.array([[1, 1, 0], [0, 1, 1], [0, 1, 0], [0, 0, 1], [1, 1, 1]])
+  best, scores = avvp.trivial_released(label, np.array([1, 1, 1, 1, 0]))
+  assert best == 1 and scores == {
+    "released_accuracy": 2 / 4, "released_accuracy_repeated": 3 / 6, "any_label_accuracy": 3 / 4,
+  }  # fmt: skip

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import phpjax
 from data_pipelines import DATASETS, DataError, Media
@@ -42,8 +43,9 @@ class FakeRun:
     self.names, self.folder, self.progress = list(BENCHMARKS), folder, Told()
     self.datasets = {name: benchmark.dataset(root) for name, benchmark in BENCHMARKS.items()}
     views = {"questions_per_clip": 2, "labelled_seconds_only": True}
-    data = types.SimpleNamespace(num_threads=2, toybox="", evaluation_split="test", **views)
-    self.config = types.SimpleNamespace(eval_batch_size=eval_batch_size, data=data)
+    data = {"num_threads": 2, "toybox": "", "evaluation_split": "test", **views}
+    self.config = ConfigDict({"eval_batch_size": eval_batch_size, "data": data, "protocol": {"avvp": "released"}})
+    self.history = {"trivial": {}, "evaluated": {}}
     self.evaluation_splits, self.decoded = EVALUATED, []
     infos = {name: BENCHMARKS[name].describe(name, data) for name, data in self.datasets.items()}
     self.experiment = types.SimpleNamespace(infos=infos)
@@ -142,6 +144,47 @@ def test_where_bad_clips_stop_a_run_nothing_is_opened_to_find_them(whole, tmp_pa
   run = FakeRun(whole, tmp_path, policy="error")
   found = results.data_summary(run)["bad_clips"]
   assert found == {name: {split: [] for split in splits} for name, splits in BAD.items()} and run.decoded == []
+
+
+# -- what an evaluation says -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_an_evaluation_says_what_it_scored_and_what_a_trivial_predictor_reaches(damaged, tmp_path, name):
+  run, split = FakeRun(damaged, tmp_path), "train" if name != "avvp" else "test"
+  run.evaluation_splits = (split,)
+  trivial = results.trivial_of(run, name)[split]
+  scores = {score: 0.25 for score in trivial["scores"]}
+  line = results.statement(run, name, split, scores, 1)
+  reached = 100 * trivial["scores"][BENCHMARKS[name].main]
+  assert line.startswith(f"{name} {split}: {BENCHMARKS[name].main} 25.0 (trivial {reached:.1f})") and "\n" not in line
+  assert f"; trivial predictor: {trivial['name']}; protocol: " in line
+  records = run.datasets[name].records(split)
+  clips, bad = len({record.clip for record in records}), len(BAD[name][split])
+  assert bad == 1 and f"; 1 of {len(records)} rows scored, {clips - 1} of {clips} clips read; " in line
+  assert ("released, F of each clip" in line) == ("released_accuracy_repeated 25.0" in line) == (name == "avvp")
+  [kept] = results.data_summary(run)["evaluated"][name].values()
+  protocol = line.split("protocol: ")[1]
+  assert kept == {"protocol": protocol, "rows": len(records), "scored_rows": 1, "clips": clips, "left_out_clips": 1}
+
+
+def test_trivial_predictors_are_found_once_and_on_every_evaluated_split(whole, tmp_path, monkeypatch):
+  run = FakeRun(whole, tmp_path)
+  found = {name: results.trivial_of(run, name) for name in BENCHMARKS}
+  assert {name: set(splits) for name, splits in found.items()} == {
+    name: set(BAD[name]) - {"train"} for name in BENCHMARKS
+  }  # fmt: skip
+  monkeypatch.setattr(results, "labels_of", None)
+  assert {name: results.trivial_of(run, name) for name in BENCHMARKS} == found
+  for name, splits in found.items():
+    for split in splits.values():
+      assert set(BENCHMARKS[name].shown("released")) <= set(split["scores"]) and split["name"]
+
+
+def test_which_split_chose_the_model_is_said(whole, tmp_path):
+  found = results.data_summary(FakeRun(whole, tmp_path))
+  assert found["evaluation_split"] == "test"
+  assert "no split chose it" in found["model_selection"] and "the last one counts" in found["model_selection"]
 
 
 # -- labels of the trivial predictor -----------------------------------------------------------------------------

@@ -20,6 +20,7 @@ class AVE(Benchmark):
   task = tasks.AVE
   metric = metrics.ave
   prediction = predictions.EventPrediction
+  scoring = "accuracy over all seconds, background is a class"
   official = (10, 29, 0)
   figure = "ave_timelines"
 

@@ -28,6 +28,8 @@ class AVQA(Benchmark):
   prediction = predictions.AnswerPrediction
   label_keys = ("label", "type")
   asks = True
+  mirrored = ()  # questions ask for left and right
+  scoring = "accuracy over all questions"
   official = (10, 42, 93)
   figure = "avqa_examples"
 

@@ -24,6 +24,9 @@ class AVS(Benchmark):
   prediction = predictions.MaskPrediction
   label_keys = ("label", "label_mask")
   labels_are_media = True
+  mirrored = ("visual", "label")
+  scoring = "mIoU and F of each clip by itself; batch4: of four together, as the official script"
+  also_shown = ("f", "miou_batch4", "f_batch4")
   official = (5, 23, 0)
   figure = "avs_overlays"
   figure_rows = 2  # three rows of frames each

@@ -7,6 +7,7 @@ the benchmark. To add one: a file with a subclass of `Benchmark`, and a line in 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from types import ModuleType
@@ -14,8 +15,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data_pipelines import Dataset, Record, Source
-from data_pipelines.loader import RandomAccess
+from data_pipelines import Dataset, Record, Source, transforms
+from data_pipelines.loader import Augment, RandomAccess
 from phpjax.metrics import rows
 from phpjax.predictions import Prediction
 from phpjax.tasks import Task, Widths
@@ -46,6 +47,9 @@ class Benchmark:
     labels_are_media: whether these are decoded with a clip (masks); else they stand in the annotations.
     asks: whether a clip comes with a question.
     protocols: ways to learn and score the task, as its config's `protocol` chooses; () where there is but one.
+    mirrored: the arrays that change when a clip is mirrored left to right; () where a label would become wrong.
+    scoring: how the main score comes about, in a few words.
+    also_shown: scores that every evaluation prints beside the main one.
     official: seconds, classes (or answers) and words of the published benchmark.
     figure: file name, without its ending, of the figure of examples; figure_rows: how many it shows.
   """
@@ -58,6 +62,9 @@ class Benchmark:
   labels_are_media: ClassVar[bool] = False
   asks: ClassVar[bool] = False
   protocols: ClassVar[tuple[str, ...]] = ()
+  mirrored: ClassVar[tuple[str, ...]] = ("visual",)
+  scoring: ClassVar[str]
+  also_shown: ClassVar[tuple[str, ...]] = ()
   official: ClassVar[tuple[int, int, int]]
   figure: ClassVar[str]
   figure_rows: ClassVar[int] = 3
@@ -82,6 +89,10 @@ class Benchmark:
     """How many of the `seconds` of a clip a training step of the published benchmark sees through `view`."""
     del data
     return seconds
+
+  def augmentation(self, name: str | None) -> Augment | None:
+    """What changes a training example at random (`data.augment`); None where nothing does."""
+    return functools.partial(transforms.flip, keys=self.mirrored) if name == "flip" and self.mirrored else None
 
   def make_task(self, info: TaskInfo, modules: Tree, protocol: str = "official") -> Task:
     """The task, sized by its dataset and the encoders {modality: module}; raises ValueError for an unknown protocol."""
@@ -110,6 +121,15 @@ class Benchmark:
   def main(self) -> str:
     """The score that enters the accuracy matrix."""
     return self.metric.MAIN
+
+  def shown(self, protocol: str | None) -> tuple[str, ...]:
+    """The scores that every evaluation of a run with this protocol prints."""
+    del protocol
+    return (self.main, *self.also_shown)
+
+  def protocol_of(self, protocol: str | None) -> str:
+    """How a run learned and scored the task, for people."""
+    return f"{protocol or self.protocols[0]}, {self.scoring}" if self.protocols else self.scoring
 
   def statistics(self, outputs: Arrays, batch: Arrays) -> dict[str, np.ndarray]:
     """One batch of a task's scores and labels -> what the metric needs of every real clip, [n, ...] each."""

@@ -7,8 +7,10 @@ Every benchmark module has the same five names:
   summarise(stats)  the statistics of a whole set -> {score: float in [0, 1]}
   evaluate(...)     both at once, from stacked arrays
   trivial(...)      the best predictor that never looks at a clip -> its name and its scores
+
+`retrieval` and `grounding` score galleries and boxes, which no benchmark here has yet: they have no MAIN and no `trivial`.
 """
 
-from phpjax.metrics import ave, avqa, avs, avvp, continual, rows
+from phpjax.metrics import ave, avqa, avs, avvp, continual, grounding, retrieval, rows
 
-__all__ = ["ave", "avqa", "avs", "avvp", "continual", "rows"]
+__all__ = ["ave", "avqa", "avs", "avvp", "continual", "grounding", "retrieval", "rows"]

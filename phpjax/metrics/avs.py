@@ -85,14 +85,14 @@ def summarise(stats: Mapping[str, np.ndarray]) -> dict[str, float]:
   if not used.any():
     raise ValueError("no example to score")
   stats = {name: value[used] for name, value in stats.items()}
-  scores = {}
-  for suffix, size in (("", 1), ("_batch4", 4)):
-    groups = [
-      {name: value[start : start + size] for name, value in stats.items()} for start in range(0, len(stats["iou"]), size)
-    ]
-    scores[f"miou{suffix}"] = rows.mean([group["iou"][group["labelled"]].mean() for group in groups])
-    scores[f"f{suffix}"] = rows.mean([_group_f(group) for group in groups])
-  return scores
+  (miou, f), (miou_batch4, f_batch4) = grouped(stats, 1), grouped(stats, 4)
+  return {"miou": miou, "f": f, "miou_batch4": miou_batch4, "f_batch4": f_batch4}
+
+
+def grouped(stats: Mapping[str, np.ndarray], size: int) -> tuple[float, float]:
+  """(mIoU, F) as a script gives them whose batches hold `size` clips: means over batches, a smaller last one counts as much."""
+  groups = [{name: value[start : start + size] for name, value in stats.items()} for start in range(0, len(stats["iou"]), size)]
+  return rows.mean([group["iou"][group["labelled"]].mean() for group in groups]), rows.mean([_group_f(g) for g in groups])
 
 
 def _group_f(group: Mapping[str, np.ndarray]) -> float:
