@@ -146,7 +146,7 @@ def data() -> ConfigDict:
   d.crop = False  # stretch pictures to a square (DG-SCT, PHP); True: resize the short side and cut out the middle (CLIP)
   d.num_threads = 2  # decoding, in each worker where there are any
   d.num_workers = 0  # decoding processes, for hosts with many cores; each start of an epoch takes them seconds
-  d.augment = placeholder(str)  # "flip": half of the training clips mirrored left to right, where no answer says left
+  d.mirrored = ()  # tasks that see half of their training clips mirrored left to right; none whose answers say left
   d.cache_gb = 1.5  # decoded clips kept in memory, over all workers
   d.labelled_seconds_only = True  # AVS training leaves out seconds without a mask (the release runs them for nothing)
   d.questions_per_clip = 1  # questions that share one encoding of their clip; batch_size counts clips then
@@ -160,6 +160,7 @@ def nano(c: ConfigDict) -> ConfigDict:
   )
   c.data.toybox = "default"
   c.data.questions_per_clip = 5
+  c.data.mirrored = ("avs", "ms3")  # few clips
   c.data.cache_gb = 0.5
   c.batch_size, c.eval_batch_size = 8, 16
   c.num_epochs = 1
@@ -204,11 +205,12 @@ def release(c: ConfigDict) -> ConfigDict:
   """What the release does and, at full size, how it trains: a batch of two, its rates, every frame and question by itself.
 
   Evaluation stays batched, where the release takes clip by clip. The toybox keeps its rates, batch, epochs and data, so that
-  it differs from `toybox` in compat and in decaying all that learns.
+  it differs from `toybox` in compat, in decaying all that learns and in mirroring no clip.
   """
   c.method.compat = "released"
   for label in ("shared", "prompts", "head"):
     c.opt[label].weight_decay = 1e-5
+  c.data.mirrored = ()
   if not c.data.toybox:
     c.batch_size, c.opt.lr_scaling = 2, "none"
     c.data.labelled_seconds_only = False

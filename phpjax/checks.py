@@ -36,13 +36,15 @@ def _choices(config: ConfigDict) -> Iterator[str]:
     ("compile_effort", config.compile_effort, (0, 1, 2, 3)),
     ("data.toybox", config.data.toybox, ("", *compose.SIZES)),
     ("data.on_bad_clip", config.data.on_bad_clip, ("error", "skip")),
-    ("data.augment", config.data.augment, (None, "flip")),
     ("data.evaluation_split", config.data.evaluation_split, ("test", "val")),
   ):
     if value not in choices:
       yield f"{field}={value!r} is not one of {', '.join(map(repr, choices))}"
   if unknown := [name for name in config.tasks if name not in BENCHMARKS]:
     yield f"unknown tasks {', '.join(unknown)}; known: {', '.join(BENCHMARKS)}"
+  if fixed := [name for name in config.data.mirrored if name not in BENCHMARKS or not BENCHMARKS[name].mirrored]:
+    can = ", ".join(name for name, benchmark in BENCHMARKS.items() if benchmark.mirrored)
+    yield f"data.mirrored: {', '.join(fixed)} cannot be mirrored, only {can}"
   if not config.tasks or len(set(config.tasks)) < len(config.tasks):
     yield "tasks must name at least one task, each once"
 

@@ -107,7 +107,7 @@ class Run:
   def batches(
     self, name: str, split: str, *, batch_size: int, shuffle: bool, epoch: int = 0, start: int = 0, workers: bool = True
   ) -> Iterator[Tree]:
-    """This process's batches of one epoch; shuffled ones are for training, and augmented if the config says so."""
+    """This process's batches of one epoch; shuffled ones are for training, and mirrored if the config says so."""
     return loader.batches(
       self.source(name, split),
       batch_size=batch_size,
@@ -119,7 +119,7 @@ class Run:
       process_count=jax.process_count(),
       num_threads=self.config.data.num_threads,
       num_workers=self.config.data.num_workers if workers else 0,
-      augment=BENCHMARKS[name].augmentation(self.config.data.augment) if shuffle else None,
+      augment=BENCHMARKS[name].augmentation() if shuffle and name in self.config.data.mirrored else None,
     )
 
   def num_epochs(self, name: str) -> int:

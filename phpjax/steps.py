@@ -80,8 +80,6 @@ class Steps:
   ) -> tuple[Live, Tree]:
     """One step -> (live, metrics). A step whose loss or gradient is not finite changes nothing and says so."""
     self.traces["train", task.kind] += 1
-    rng, rng_augment = jax.random.split(rng)
-    batch = task.augment(batch, rng_augment)
 
     def loss_fn(trainable: Tree) -> tuple[jax.Array, tuple[Tree, Tree]]:
       outputs, features, context, state = self._run(

@@ -142,7 +142,7 @@ def test_each_evaluation_says_what_it_scored_beside_a_trivial_predictor(resumed)
 @pytest.mark.slow
 def test_workers_change_no_number_and_mirrored_clips_do(cli, toybox, tmp_path):
   flags = (*SMALL[:1], *SMALL[2:4], "--config.tasks=('ave',)", "--config.num_epochs=1", f"--config.data.root={toybox}")
-  mirrored, workers = "--config.data.augment=flip", "--config.data.num_workers=1"
+  mirrored, workers = "--config.data.mirrored=('ave',)", "--config.data.num_workers=1"
   for name, more in {"plain": (), "mirrored": (mirrored,), "workers": (mirrored, workers)}.items():
     done = cli(*flags, *more, f"--workdir={tmp_path / name}")
     assert done.code == 0, done.err

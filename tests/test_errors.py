@@ -61,7 +61,7 @@ WRONG = {
   "--config.encoder_dtype=float16": ("encoder_dtype", "bfloat16"),
   "--config.data.toybox=foo": ("data.toybox", "foo", "default"),
   "--config.data.evaluation_split=tset": ("evaluation_split", "tset", "val"),
-  "--config.data.augment=rotate": ("data.augment='rotate'", "'flip'"),
+  "--config.data.mirrored=('avqa','dance')": ("data.mirrored: avqa, dance cannot be mirrored", "ave, avvp, avs"),
   "--config.data.num_workers=-1": ("data.num_workers=-1",),
   "--config.log_every_steps=0": ("log_every_steps",),
   "--config.epoch_factor.ave=0": ("epoch_factor.ave",),

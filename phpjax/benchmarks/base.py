@@ -90,9 +90,9 @@ class Benchmark:
     del data
     return seconds
 
-  def augmentation(self, name: str | None) -> Augment | None:
-    """What changes a training example at random (`data.augment`); None where nothing does."""
-    return functools.partial(transforms.flip, keys=self.mirrored) if name == "flip" and self.mirrored else None
+  def augmentation(self) -> Augment:
+    """Mirrors a training example at random (`data.mirrored`)."""
+    return functools.partial(transforms.flip, keys=self.mirrored)
 
   def make_task(self, info: TaskInfo, modules: Tree, protocol: str = "official") -> Task:
     """The task, sized by its dataset and the encoders {modality: module}; raises ValueError for an unknown protocol."""

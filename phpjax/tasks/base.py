@@ -69,11 +69,6 @@ class Task:
     """What changes without a gradient (running statistics)."""
     return {}
 
-  def augment(self, batch: Tree, rng: jax.Array) -> Tree:
-    """A random change of a training batch that keeps its labels true; by default none."""
-    del rng
-    return batch
-
   def predict(
     self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool
   ) -> tuple[Tree, Tree]:

@@ -115,12 +115,6 @@ class AVS(Task):
     shapes = jax.eval_shape(self._variables, jax.random.key(0))["batch_stats"]
     return {norm: {"mean": jnp.zeros(x["mean"].shape), "var": jnp.ones(x["var"].shape)} for norm, x in shapes.items()}
 
-  def augment(self, batch: Tree, rng: jax.Array) -> Tree:
-    """Mirrors half of the clips, masks included: what sounds does not depend on left and right."""
-    flip = jax.random.bernoulli(rng, 0.5, batch["mask"].shape)
-    mirror = lambda x: jnp.where(flip.reshape(-1, *[1] * (x.ndim - 1)), jnp.flip(x, axis=3), x)
-    return {**batch, "visual": mirror(batch["visual"]), "label": mirror(batch["label"])}
-
   def predict(
     self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool
   ) -> tuple[Tree, Tree]:
