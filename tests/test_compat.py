@@ -178,7 +178,7 @@ def test_the_release_on_the_toybox_differs_in_compat_decay_and_mirroring_only():
   ours, theirs = (flat(compat.resolve(php_avqa.get_config(v))) for v in ("toybox", "released_toybox"))
   differing = {field for field in ours if ours[field] != theirs[field]}
   decay = {f"opt.{label}.weight_decay" for label in ("shared", "prompts")}
-  assert theirs["data.mirrored"] == () != ours["data.mirrored"]
+  assert not len(theirs["data.mirrored"]) and len(ours["data.mirrored"])
   assert differing - decay - {"method.compat", "data.mirrored"} == {o for o, v in compat.OPTIONS.items() if v.paper != v.released}
 
 
