@@ -13,7 +13,7 @@ import pytest
 from check_roots import clean_roots, copy_of_root, run_command, told  # noqa: F401
 from PIL import Image
 
-from data_pipelines import check
+from data_pipelines import check, progress
 from data_pipelines.checks import media
 
 
@@ -191,12 +191,13 @@ def test_sample_decodes_the_same_clips_each_time(run, copy_of, monkeypatch):
 
 
 def test_progress_goes_to_stderr_with_the_time_left(clean, capsys, monkeypatch):
-  monkeypatch.setattr(media.Lines, "every_s", 0, raising=False)
-  lines = media.Lines("check ave", every_s=0)
-  lines(1, 4)
-  assert re.fullmatch(r"check ave: 1/4 clips, \d+ s, about \d+ s left\n", capsys.readouterr().err)
+  monkeypatch.setattr(check, "Progress", lambda title: progress.Progress(title, every_s=0))
   assert check.main(["--dataset=ave", f"--root={clean['ave']}", "--json"]) == 0
-  json.loads(capsys.readouterr().out)
+  out, err = capsys.readouterr()
+  assert json.loads(out)["exit_code"] == 0
+  assert [re.sub(r"\d+ s", "N s", line) for line in err.splitlines()] == [
+    f"check ave: {done}/3 clips, N s, about N s left" for done in (1, 2, 3)
+  ]
 
 
 def test_files_that_the_system_refuses_to_open(run, copy_of, monkeypatch):

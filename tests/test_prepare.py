@@ -14,7 +14,7 @@ import fabricate
 import numpy as np
 import pytest
 from PIL import Image
-from preparing import COUNT, PER_SHARD, ROOT, TIMEOUT_S, clip, flags, journals, make_many, manifest, refused, shards
+from preparing import COUNT, PER_SHARD, ROOT, TIMEOUT_S, flags, journals, make_many, manifest, refused, shards
 
 from data_pipelines import DATASETS, prepare, records
 from data_pipelines.prepare_folder import locked
@@ -178,7 +178,7 @@ def test_every_kind_of_damage_has_its_reason(tmp_path, capsys):
 def test_names_beyond_ascii_survive(tmp_path, many):
   name = "Grüße_点"
   (many / "AVE/valSet.txt").write_text(f"Mandolin&{name}&good&0&5", encoding="utf-8")
-  (many / f"AVE/{name}.mp4").write_bytes(clip())
+  (many / f"AVE/{name}.mp4").write_bytes(fabricate.mp4_bytes())
   (many / "AVE" / os.fsdecode(b"stray_\xff.mp4")).write_bytes(b"")
   assert prepare.main(flags(many, tmp_path / "out")) == 0
   assert DATASETS["ave"](tmp_path / "out").coverage("val") == {"clips": 1, "missing": []}
