@@ -19,6 +19,7 @@ from typing import Any
 
 from data_pipelines import DATASETS, records
 from data_pipelines.base import Dataset
+from data_pipelines.check import check
 from data_pipelines.encode import Encoding
 from data_pipelines.prepare_folder import copy_labels, describe, keep_settings, label_files, locked
 from data_pipelines.prepare_workers import Setup, make_shards
@@ -71,6 +72,7 @@ def prepare(name: str, root: Path, out: Path, encoding: Encoding, clips_per_shar
   place = out / dataset.folders[0]
   folder = records.records_folder(place, name)
   (folder / records.JOURNAL).mkdir(parents=True, exist_ok=True)
+  _tell_labels(name, root)
   with locked(folder):
     labels = label_files(dataset)
     settings = describe(dataset, name, encoding, clips_per_shard, labels)
@@ -93,7 +95,16 @@ def _open(name: str, root: Path, out: Path) -> Dataset:
     raise DataError(f"{out}: lies in the raw data; --out must name another folder")
   if dataset.prepared is not None:
     raise DataError(f"{dataset.root}: is prepared already; --root must name the raw media")
+  for split in dataset.splits():
+    dataset.records(split)  # what is wrong with them is said of these files, not of their copies
   return dataset
+
+
+def _tell_labels(name: str, root: Path) -> None:
+  """Says what `data_pipelines.check` says of the label files; gaps in them keep nobody from preparing what is there."""
+  for finding in check(name, root, labels_only=True).findings:
+    if finding.severity == "gap":
+      print(f"prepare: {finding.line()}", file=sys.stderr)
 
 
 def _sweep(folder: Path) -> None:

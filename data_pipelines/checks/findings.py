@@ -35,6 +35,12 @@ class Finding:
   mend: str = ""
   examples: tuple[str, ...] = ()
 
+  def line(self, count: int = 3) -> str:
+    """All in one line, with a few examples."""
+    more = f" and {len(self.examples) - count} more" if len(self.examples) > count else ""
+    shown = f": {', '.join(self.examples[:count])}{more}" if self.examples else ""
+    return printable(f"{self.where}: {self.what}{shown}")
+
 
 @dataclasses.dataclass
 class ClipState:
