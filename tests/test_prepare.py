@@ -101,7 +101,7 @@ def test_pictures_are_stored_byte_for_byte_and_videos_not_enlarged(tmp_path):
   assert prepare.main(flags(tmp_path / "raw", tmp_path / "out")) == 0
   example = tfds.builder_from_directory(str(tmp_path / "out/AVE/records/ave/1.0.0")).as_data_source("train")[0]
   files = sorted((tmp_path / "raw/AVE/frames" / example["clip"].decode()).iterdir())
-  assert example["frames"] == [path.read_bytes() for path in files]
+  assert example["frames"] == [path.read_bytes() for path in files] and example["duration_s"] == 10
   fabricate.make_ave(tmp_path / "mp4/AVE")
   assert prepare.main(flags(tmp_path / "mp4", tmp_path / "out2")) == 0
   example = tfds.builder_from_directory(str(tmp_path / "out2/AVE/records/ave/1.0.0")).as_data_source("train")[0]
