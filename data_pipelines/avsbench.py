@@ -93,6 +93,9 @@ class Masks(Dataset):
     for row, where in table:
       if len(row) != width:
         raise DataError(f"{where}: expected {width} fields, got {','.join(row)!r}; {FETCH}")
+    ids = [row[places["name"]] for row, _ in table]
+    if ids and any(ids == [str(first + i) for i in range(len(ids))] for first in (0, 1)):
+      raise DataError(f"{path}: a column that counts the rows stands where the names of clips should; {FETCH}")
     return [({name: row[place] for name, place in places.items()}, where) for row, where in table]
 
   def splits(self) -> tuple[str, ...]:

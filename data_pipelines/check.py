@@ -12,13 +12,14 @@ from pathlib import Path
 
 from data_pipelines import DATASETS
 from data_pipelines.base import Dataset
-from data_pipelines.checks import coverage, labels, media, report, traps
+from data_pipelines.checks import coverage, labels, media, records, report, traps
 from data_pipelines.checks.findings import Context, Finding, open_context
 from data_pipelines.checks.tree import bare_tree, layout, tree
 from data_pipelines.known import FACTS
+from data_pipelines.progress import Progress
 from data_pipelines.schema import DataError
 
-CHECKS = (*labels.CHECKS, *traps.CHECKS, *coverage.CHECKS)
+CHECKS = (*labels.CHECKS, *traps.CHECKS, records.prepared_records, *coverage.CHECKS)
 EPILOG = """\
 exit code: 0 clean (known leaks and defects of the published files are notes), 1 usable with gaps, 2 not usable
 
@@ -54,10 +55,10 @@ def check(key: str, root: Path, *, decode: str = "all", labels_only: bool = Fals
     return _without_labels(key, root, error)
   context = open_context(key, dataset, root)
   context.decode, context.labels_only = decode, labels_only
-  if not labels_only and context.clips:
+  records.open_records(dataset, context)
+  if not labels_only and context.clips and not context.refused:
     start = time.monotonic()
-    lines = media.Lines(f"check {key}")
-    context.states = media.inspect_all(dataset, context, workers or os.cpu_count() or 1, lines)
+    context.states = media.inspect_all(dataset, context, workers or os.cpu_count() or 1, Progress(f"check {key}"))
     context.seconds = time.monotonic() - start
   findings = [finding for one in CHECKS for finding in one(dataset, context)]
   return report.build(context, dataset, findings, tree(dataset, context), layout(context))

@@ -39,7 +39,7 @@ class Encoding:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedClip:
-  """frames: T jpg or png files; masks: png files of the first of them; audio int16 [T * S]; duration_s, 0 if unknown."""
+  """frames: T jpg or png; masks: png of the first of them; audio int16 [T * S]; duration_s of the video, T of pictures."""
 
   frames: list[bytes]
   masks: list[bytes]
@@ -56,7 +56,7 @@ def encode_clip(dataset: Dataset, record: Record, encoding: Encoding) -> Encoded
   # The reader itself, at one pixel: says what is missing or broken, and which samples belong to the frames.
   clip = dataset.decode_clip(record, Media(1, encoding.sample_rate_hz))
   frames, masks = ([path.read_bytes() for path in paths] for paths in dataset.pictures(record))
-  return EncodedClip(frames, masks, clip["audio"].reshape(-1), 0.0)
+  return EncodedClip(frames, masks, clip["audio"].reshape(-1), float(dataset.seconds))
 
 
 def _jpegs(images: list[Image.Image], encoding: Encoding) -> list[bytes]:

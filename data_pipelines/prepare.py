@@ -19,9 +19,11 @@ from typing import Any
 
 from data_pipelines import DATASETS, records
 from data_pipelines.base import Dataset
+from data_pipelines.check import check
 from data_pipelines.encode import Encoding
 from data_pipelines.prepare_folder import copy_labels, describe, keep_settings, label_files, locked
-from data_pipelines.prepare_workers import Progress, Setup, make_shards
+from data_pipelines.prepare_workers import Setup, make_shards
+from data_pipelines.progress import Progress
 from data_pipelines.schema import DataError
 from data_pipelines.shards import ClipEntry, Shard, ShardEntry, ShardMaker, SourceChanged, plan_shards
 
@@ -70,6 +72,7 @@ def prepare(name: str, root: Path, out: Path, encoding: Encoding, clips_per_shar
   place = out / dataset.folders[0]
   folder = records.records_folder(place, name)
   (folder / records.JOURNAL).mkdir(parents=True, exist_ok=True)
+  _tell_labels(name, root)
   with locked(folder):
     labels = label_files(dataset)
     settings = describe(dataset, name, encoding, clips_per_shard, labels)
@@ -92,7 +95,16 @@ def _open(name: str, root: Path, out: Path) -> Dataset:
     raise DataError(f"{out}: lies in the raw data; --out must name another folder")
   if dataset.prepared is not None:
     raise DataError(f"{dataset.root}: is prepared already; --root must name the raw media")
+  for split in dataset.splits():
+    dataset.records(split)  # what is wrong with them is said of these files, not of their copies
   return dataset
+
+
+def _tell_labels(name: str, root: Path) -> None:
+  """Says what `data_pipelines.check` says of the label files; gaps in them keep nobody from preparing what is there."""
+  for finding in check(name, root, labels_only=True).findings:
+    if finding.severity == "gap":
+      print(f"prepare: {finding.line()}", file=sys.stderr)
 
 
 def _sweep(folder: Path) -> None:
@@ -103,13 +115,13 @@ def _sweep(folder: Path) -> None:
 
 def _make(maker: ShardMaker, shards: Sequence[Shard], setup: Setup, options: Options) -> dict[str, ShardEntry]:
   """Checks the finished shards, makes the others -> file name -> entry."""
-  total = sum(len(shard.clips) for shard in shards)
   entries = _finished(maker, shards)
-  left_out = _LeftOut(total, options)
-  for entry in entries.values():
-    left_out.add(entry)
-  left_out.check()
   missing = [shard for shard in shards if shard.file not in entries]
+  clips = _Clips(sum(len(shard.clips) for shard in shards), sum(len(shard.clips) for shard in missing), options)
+  for entry in entries.values():
+    for clip in entry.left_out:
+      clips.leave_out(entry.split, clip.clip, clip.reason)
+  clips.check()
   if entries:
     print(f"prepare: {len(entries)} of {len(shards)} shards are finished", file=sys.stderr)
   if not missing:
@@ -117,14 +129,13 @@ def _make(maker: ShardMaker, shards: Sequence[Shard], setup: Setup, options: Opt
   # What was there is not the whole any more, until the end says so again.
   (maker.folder / records.MANIFEST).unlink(missing_ok=True)
   _check_space(maker, missing, options.force)
-  progress = Progress(sum(len(shard.clips) for shard in missing))
-  with contextlib.closing(make_shards(maker, missing, setup, options.num_workers, progress)) as results:
+  with contextlib.closing(make_shards(maker, missing, setup, options.num_workers, clips)) as results:
     for entry in results:
       entries[entry.file] = entry
-      progress.clear()
-      left_out.add(entry)
-      left_out.check()
-  progress.finish()
+      if clips.too_many:
+        break
+  clips.check()  # behind the shards that were begun: what is broken in them is listed too
+  clips.finish()
   return entries
 
 
@@ -140,25 +151,43 @@ def _finished(maker: ShardMaker, shards: Sequence[Shard]) -> dict[str, ShardEntr
   return {entry.file: entry for entry in found if entry}
 
 
-class _LeftOut:
-  """Lists the clips that cannot be used, and stops when they are too many."""
+class _Clips:
+  """Counts the clips as they are done, lists those that cannot be used, and says when they are too many."""
 
-  def __init__(self, total: int, options: Options) -> None:
-    self._total, self._options, self._count = total, options, 0
+  def __init__(self, total: int, to_make: int, options: Options) -> None:
+    self._total, self._to_make, self._options = total, to_make, options
+    self._done = self._left_out = 0
+    self._progress = Progress("prepare", every_s=10.0)
 
-  def add(self, shard: ShardEntry) -> None:
-    for entry in shard.left_out:
-      print(f"prepare: left out: {shard.split} clip {entry.clip}: {entry.reason}", file=sys.stderr)
-    self._count += len(shard.left_out)
+  def __call__(self, split: str, clip: str, reason: str) -> None:
+    """One more clip is done."""
+    self._done += 1
+    if reason:
+      self._progress.clear()
+      self.leave_out(split, clip, reason)
+    self._progress(self._done, self._to_make)
+
+  def leave_out(self, split: str, clip: str, reason: str) -> None:
+    self._left_out += 1
+    print(f"prepare: left out: {split} clip {clip}: {reason}", file=sys.stderr)
+
+  def finish(self) -> None:
+    self._progress.finish(self._to_make)
+
+  @property
+  def too_many(self) -> bool:
+    allowed = 0 if self._options.strict else self._options.max_broken_percent
+    return 100 * self._left_out > allowed * self._total
 
   def check(self) -> None:
-    """Raises DataError if they are."""
-    broken = f"{self._count} of {self._total} clips cannot be used, they are listed above; mend them and run again"
-    if self._options.strict and self._count:
+    """Raises DataError if too many clips are left out."""
+    if not self.too_many:
+      return
+    broken = f"{self._left_out} of {self._total} clips cannot be used, they are listed above; mend them and run again"
+    if self._options.strict:
       raise DataError(f"{broken}, or leave out --strict to go on without them")
-    if 100 * self._count > self._options.max_broken_percent * self._total:
-      limit = f"more than {self._options.max_broken_percent:g} percent"
-      raise DataError(f"{broken}, or allow more with --max_broken_percent ({limit}); what is finished is kept")
+    limit = f"more than {self._options.max_broken_percent:g} percent"
+    raise DataError(f"{broken}, or allow more with --max_broken_percent ({limit}); what is finished is kept")
 
 
 def _check_space(maker: ShardMaker, missing: Sequence[Shard], force: bool) -> None:

@@ -1,21 +1,21 @@
-"""The processes that make shards, and the bar that shows how far they are."""
+"""The processes that make shards."""
 
 import dataclasses
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
-import sys
 import threading
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 from data_pipelines import DATASETS
 from data_pipelines.encode import Encoding
 from data_pipelines.shards import Shard, ShardEntry, ShardMaker
+
+Report = Callable[[str, str, str], None]  # split, clip, why it was left out ("" if it was not)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,68 +31,23 @@ class Setup:
     return ShardMaker(DATASETS[self.name](self.root), Path(self.folder), self.encoding)
 
 
-class Progress:
-  """A bar on stderr with the rate and the time left; a line now and then where stderr is no terminal."""
-
-  def __init__(self, total: int) -> None:
-    self._total, self._start = total, time.monotonic()
-    self._shown = self._start
-    self._terminal = sys.stderr.isatty()
-    self._every_s = 0.2 if self._terminal else 10.0
-
-  def show(self, done: int) -> None:
-    """Called as often as one likes."""
-    now = time.monotonic()
-    if now - self._shown >= self._every_s and done:
-      self._shown = now
-      self._print(done, now - self._start)
-
-  def _print(self, done: int, spent_s: float) -> None:
-    rate = done / max(spent_s, 1e-9)
-    text = f"{done}/{self._total} clips, {rate:.1f} clips/s, {_duration((self._total - done) / rate)} left"
-    if self._terminal:
-      full = 30 * done // max(self._total, 1)
-      print(f"\r\033[K[{'#' * full}{'-' * (30 - full)}] {text}", end="", file=sys.stderr, flush=True)
-    else:
-      print(f"prepare: {text}", file=sys.stderr, flush=True)
-
-  def clear(self) -> None:
-    """Makes room for another line."""
-    if self._terminal:
-      print("\r\033[K", end="", file=sys.stderr)
-
-  def finish(self) -> None:
-    self.clear()
-    spent_s = time.monotonic() - self._start
-    print(f"prepare: {self._total} clips in {_duration(spent_s)}", file=sys.stderr)
-
-
-def _duration(seconds: float) -> str:
-  minutes, seconds = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours}:{minutes:02d}:{seconds:02d}"
-
-
 def make_shards(
-  maker: ShardMaker, shards: Sequence[Shard], setup: Setup, num_workers: int, progress: Progress
+  maker: ShardMaker, shards: Sequence[Shard], setup: Setup, num_workers: int, report: Report
 ) -> Iterator[ShardEntry]:
-  """Makes shards in `num_workers` processes and gives their entries as they are finished.
+  """Makes shards in `num_workers` processes and gives their entries as they are finished; `report` hears of every clip.
 
   Closed early, it finishes the shards that are begun. Raises what a worker raises.
   """
   if num_workers == 1:
-    yield from _make_here(maker, shards, progress)
+    for shard in shards:
+      yield maker.make(shard, report)
     return
   context = multiprocessing.get_context("spawn")  # a fork would copy threads and locks in mid-flight
-  counter = context.Value("q", 0)
-  with ProcessPoolExecutor(min(num_workers, len(shards)), context, _start, (setup, counter)) as pool:
-    waiting: set[Future[ShardEntry]] = {pool.submit(_make_one, shard) for shard in shards}
+  told = context.SimpleQueue()
+  with ProcessPoolExecutor(min(num_workers, len(shards)), context, _start, (setup, told)) as pool:
+    waiting = {pool.submit(_make_one, shard) for shard in shards}
     try:
-      while waiting:
-        done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-        progress.show(counter.value)
-        for future in done:
-          yield future.result()
+      yield from _results(waiting, told, report)
     except KeyboardInterrupt:
       for process in multiprocessing.active_children():
         process.terminate()  # a shard that is half made counts for nothing
@@ -101,36 +56,48 @@ def make_shards(
       pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _make_here(maker: ShardMaker, shards: Sequence[Shard], progress: Progress) -> Iterator[ShardEntry]:
-  done = 0
+def _results(waiting: set[Future[ShardEntry]], told: SimpleQueue, report: Report) -> Iterator[ShardEntry]:
+  """The results as they come; left early, it waits for those that are begun."""
+  try:
+    while waiting:
+      done, waiting = _wait(waiting, told, report)
+      for future in done:
+        yield future.result()
+  except (GeneratorExit, Exception):
+    waiting = {future for future in waiting if not future.cancel()}
+    while waiting:
+      waiting = _wait(waiting, told, report)[1]
+    raise
 
-  def tick() -> None:
-    nonlocal done
-    done += 1
-    progress.show(done)
 
-  for shard in shards:
-    yield maker.make(shard, tick)
+def _wait(waiting: set[Future], told: SimpleQueue, report: Report) -> tuple[set[Future], set[Future]]:
+  """Waits a moment, reports the clips done since -> futures done, and not done.
+
+  Nobody may wait for a worker without emptying the queue: a full pipe would hold the worker up for ever.
+  """
+  found = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+  while not told.empty():
+    report(*told.get())
+  return found.done, found.not_done
 
 
 class _Worker:
   """What a process keeps between shards."""
 
-  def __init__(self, setup: Setup, counter: Synchronized) -> None:
-    self.maker, self._counter = setup.maker(), counter
+  def __init__(self, setup: Setup, told: SimpleQueue) -> None:
+    self.maker, self._told = setup.maker(), told
 
-  def tick(self) -> None:
-    with self._counter.get_lock():
-      self._counter.value += 1
+  def report(self, *clip: str) -> None:
+    self._told.put(clip)
 
 
 _worker: list[_Worker] = []
 
 
-def _start(setup: Setup, counter: Synchronized) -> None:
+def _start(setup: Setup, told: SimpleQueue) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and decides
   threading.Thread(target=_end_with_parent, daemon=True).start()
-  _worker[:] = [_Worker(setup, counter)]
+  _worker[:] = [_Worker(setup, told)]
 
 
 def _end_with_parent() -> None:
@@ -143,4 +110,4 @@ def _end_with_parent() -> None:
 
 def _make_one(shard: Shard) -> ShardEntry:
   (worker,) = _worker
-  return worker.maker.make(shard, worker.tick)
+  return worker.maker.make(shard, worker.report)

@@ -5,6 +5,7 @@ ones too.
 """
 
 import io
+import re
 import threading
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from data_pipelines.schema import DataError, Example, Media, MediaError
 if TYPE_CHECKING:
   from data_pipelines.base import Dataset
 
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+COPY = "copy the folder again, or run data_pipelines.prepare again: it makes what is damaged anew"
 AGAIN = "run data_pipelines.prepare again, or let on_bad_clip='skip' leave it out"
 
 
@@ -27,9 +30,16 @@ def open_store(dataset: "Dataset") -> "PreparedStore | None":
   from data_pipelines import DATASETS  # not at the top: this package imports the readers, and they this module
 
   name = next((name for name, kind in DATASETS.items() if kind is type(dataset)), None)
-  if name is None or not (folder := records.records_folder(dataset.root, name)).is_dir():
+  if name is None:
     return None
-  return PreparedStore(folder, spread=dataset.spread)
+  folder = records.records_folder(dataset.root, name)
+  if folder.is_dir():
+    return PreparedStore(folder, spread=dataset.spread)
+  others = sorted(p.name for p in folder.parent.iterdir() if _VERSION.fullmatch(p.name)) if folder.parent.is_dir() else []
+  if others:
+    which = f"records of version {', '.join(others)}, not {records.VERSION}"
+    raise DataError(f"{folder.parent}: holds {which}; run data_pipelines.prepare on the raw media again")
+  return None
 
 
 class PreparedStore:
@@ -38,6 +48,7 @@ class PreparedStore:
   Attributes:
     folder: the TFDS directory.
     settings: what `prepare` was run with.
+    shards: objects of file, split, size, sha256 and clips, as in the manifest.
   """
 
   def __init__(self, folder: Path, *, spread: bool) -> None:
@@ -45,13 +56,13 @@ class PreparedStore:
     if (manifest := records.read_json(folder / records.MANIFEST)) is None:
       raise DataError(f"{folder}: is not complete; run the same data_pipelines.prepare again, it goes on where it stopped")
     self.folder, self.settings = folder, manifest["settings"]
-    self._spread, self._shards = spread, manifest["shards"]
+    self._spread, self.shards = spread, manifest["shards"]
     self._reasons = {x["clip"]: x["reason"] for x in manifest["left_out"]}
-    self._places: dict[str, tuple[str, int]] = {}  # clip -> split and position in it
+    self._places: dict[str, tuple[str, int, str]] = {}  # clip -> split, position in it, file
     counts: dict[str, int] = {}
-    for shard in self._shards:
+    for shard in self.shards:
       first = counts.get(shard["split"], 0)
-      self._places.update({clip: (shard["split"], first + i) for i, clip in enumerate(shard["clips"])})
+      self._places.update({clip: (shard["split"], first + i, shard["file"]) for i, clip in enumerate(shard["clips"])})
       counts[shard["split"]] = first + len(shard["clips"])
     self._sources: dict[str, Sequence[dict[str, Any]]] = {}
     self._lock = threading.Lock()
@@ -64,6 +75,34 @@ class PreparedStore:
 
   def __contains__(self, key: Hashable) -> bool:
     return records.clip_text(key) in self._places
+
+  def shard_of(self, key: Hashable) -> tuple[str, str]:
+    """Split and file that a clip which the records contain is read from."""
+    split, _, file = self._places[records.clip_text(key)]
+    return split, file
+
+  def closed(self, split: str) -> str:
+    """Why no clip of a split can be read, "" if they can."""
+    try:
+      self._source(split)
+    except MediaError as error:
+      return f"{error.path}: {error.reason}"
+    return ""
+
+  def reason(self, key: Hashable) -> str:
+    """Why a clip is not in the records."""
+    return self._reasons.get(records.clip_text(key), "not in the label files that were prepared")
+
+  def damage(self, shard: dict[str, Any], *, hashed: bool) -> str:
+    """What is wrong with the file of a shard, "" if nothing is; its content is read only if `hashed`."""
+    path = self.folder / shard["file"]
+    if not path.is_file():
+      return "is missing"
+    if (size := path.stat().st_size) != shard["size"]:
+      return f"is {'cut off' if size < shard['size'] else 'of another run'}: {size} bytes of {shard['size']}"
+    if hashed and records.file_sha256(path) != shard["sha256"]:
+      return "is damaged or of another run: other bytes than the manifest's sha256"
+    return ""
 
   def decode_clip(self, key: Hashable, media: Media, zeros: Example) -> Example:
     """What the reader's `decode_clip` gives for the raw clip; raises MediaError.
@@ -88,15 +127,17 @@ class PreparedStore:
   def _read(self, clip: str) -> dict[str, Any]:
     """The encoded example of a clip."""
     if clip not in self._places:
-      reason = self._reasons.get(clip, "not in the label files that were prepared")
-      raise MediaError(self.folder, f"clip {clip!r} was left out ({reason})", f"mend it and {AGAIN}")
-    split, position = self._places[clip]
+      raise MediaError(self.folder, f"clip {clip!r} was left out ({self.reason(clip)})", f"mend it and {AGAIN}")
+    split, position, _ = self._places[clip]
     source = self._source(split)
     try:
-      return source[position]
+      example = source[position]
     except (RuntimeError, ValueError) as error:  # array_record, protobuf
       reason = f"clip {clip!r} cannot be read ({error})".replace("\n", " ")
       raise MediaError(self.folder, reason, AGAIN) from error
+    if example["clip"] != records.to_bytes(clip):
+      raise MediaError(self.folder, f"another clip stands where the manifest has {clip!r}", AGAIN)
+    return example
 
   def _source(self, split: str) -> Sequence[dict[str, Any]]:
     """The TFDS data source of a split, opened when first asked for."""
@@ -104,15 +145,14 @@ class PreparedStore:
       if split not in self._sources:
         import tensorflow_datasets as tfds
 
-        for shard in self._shards:
-          self._check_size(shard["file"], shard["size"])
-        self._sources[split] = tfds.builder_from_directory(str(self.folder)).as_data_source(split)
+        for shard in self.shards:
+          if shard["split"] == split and (words := self.damage(shard, hashed=False)):
+            raise MediaError(self.folder / shard["file"], words, COPY)
+        try:
+          self._sources[split] = tfds.builder_from_directory(str(self.folder)).as_data_source(split)
+        except Exception as error:  # metadata of TFDS that is damaged: each of its parts fails in its own way
+          raise MediaError(self.folder, f"cannot be opened ({error})".replace("\n", " "), COPY) from error
       return self._sources[split]
-
-  def _check_size(self, name: str, size: int) -> None:
-    path = self.folder / name
-    if not path.is_file() or path.stat().st_size != size:
-      raise MediaError(path, "is missing or cut off", "copy the folder again, or run data_pipelines.prepare again")
 
   def _audio(self, samples: np.ndarray, media: Media) -> np.ndarray:
     """Stored int16 [T * S] -> int16 [T, sample_rate_hz].

@@ -94,7 +94,7 @@ def build_features(labels: Example) -> "FeaturesDict":
   """The TFDS features of an example, for a dataset whose rows have these label arrays.
 
   clip text; ids [R] of the annotation rows that share the clip; frames [T] encoded jpg or png; masks of the first of
-  them, encoded png; audio int16 [T * S]; duration_s of the video file, 0 where the clip is stored as pictures; labels:
+  them, encoded png; audio int16 [T * S]; duration_s of the video file, T where the clip is stored as pictures; labels:
   the arrays of the rows, [R, ...].
   """
   import tensorflow_datasets as tfds

@@ -140,8 +140,8 @@ class ShardMaker:
       return None
     return paths[len(entry.files)] if len(paths) > len(entry.files) else root / entry.files[len(paths)].path
 
-  def make(self, shard: Shard, tick: Callable[[], None]) -> ShardEntry:
-    """Writes a shard and then its journal, each in one rename; calls `tick` after every clip."""
+  def make(self, shard: Shard, report: Callable[[str, str, str], None]) -> ShardEntry:
+    """Writes a shard and then its journal, each in one rename; calls `report` with split, clip and reason of every clip."""
     path, entries = self.folder / shard.file, []
     partial = records.partial_path(path)
     with _writer(partial) as write:
@@ -150,7 +150,7 @@ class ShardMaker:
         if example is not None:
           write(example)
         entries.append(entry)
-        tick()
+        report(shard.split, clip, entry.reason)
     _check_whole(partial, sum(not entry.reason for entry in entries))
     entry = ShardEntry(shard.file, shard.split, partial.stat().st_size, records.file_sha256(partial), tuple(entries))
     self.publish(shard, partial, entry)

@@ -91,11 +91,25 @@ def read_wave(path: Path, name: str, sample_rate_hz: int) -> np.ndarray:
     MediaError: a missing or broken file, or one without this clip.
     DataError: a file that would run code if it were opened as usual.
   """
-  table = TABLES.fetch(_identity(path), lambda: read_table(path))
-  wave = next((table[key] for key in (f"{name}.wav", name) if key in table), None)
-  if wave is None:
+  table = _table(path)
+  if (key := _key(table, name)) is None:
     raise MediaError(path, f"has no sound {name + '.wav'!r} among its {len(table)}", media.AGAIN)
-  return media.resample(wave.astype(np.float32) / 32768, media.NPY_RATE_HZ, sample_rate_hz)
+  return media.resample(table[key].astype(np.float32) / 32768, media.NPY_RATE_HZ, sample_rate_hz)
+
+
+def has_wave(path: Path, name: str) -> bool:
+  """Whether an AVS.npy holds the sound of clip `name`; raises as `read_wave`, but for a missing clip."""
+  return _key(_table(path), name) is not None
+
+
+def _table(path: Path) -> dict[str, np.ndarray]:
+  """`read_table`, of late ones from memory."""
+  return TABLES.fetch(_identity(path), lambda: read_table(path))
+
+
+def _key(table: dict[str, np.ndarray], name: str) -> str | None:
+  """Under which of its names a clip stands in a table."""
+  return next((key for key in (f"{name}.wav", name) if key in table), None)
 
 
 def read_table(path: Path) -> dict[str, np.ndarray]:

@@ -48,6 +48,12 @@ def clean_avsbench(root: pathlib.Path) -> None:
   (root / "AVSBench/categories.txt").write_text("dog_barking\n")
 
 
+def clean_ms3(root: pathlib.Path) -> None:
+  """One clip a split; what sounds has no class, a list of classes only says that these labels are not the official ones."""
+  fabricate.make_ms3(root / "AVSBench")
+  (root / "AVSBench/categories.txt").write_text("dog_barking\n")
+
+
 def clean_music_avqa(root: pathlib.Path) -> None:
   """Three questions on two clips in train, one in test; clips of 30 s."""
   folder = fabricate.make_music_avqa(root / "MUSIC-AVQA")
@@ -55,7 +61,13 @@ def clean_music_avqa(root: pathlib.Path) -> None:
   (folder / "vocabulary.json").write_text(json.dumps(own))
 
 
-CLEAN = {"ave": clean_ave, "llp": clean_llp, "avsbench": clean_avsbench, "music_avqa": clean_music_avqa}
+CLEAN = {
+  "ave": clean_ave,
+  "llp": clean_llp,
+  "avsbench": clean_avsbench,
+  "avsbench_ms3": clean_ms3,
+  "music_avqa": clean_music_avqa,
+}
 
 
 def cut(path: pathlib.Path, share: float = 0.5) -> None:

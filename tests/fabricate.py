@@ -7,6 +7,7 @@ is distributed, with the same clips and labels, below the folder names that belo
 import functools
 import json
 import pathlib
+import tempfile
 import wave
 from collections.abc import Callable
 
@@ -29,8 +30,15 @@ def tones(seconds: int, rate_hz: int) -> np.ndarray:
   return (0.2 * (1 + np.floor(t) % 2) * np.sin(2 * np.pi * 250 * t)).astype(np.float32)
 
 
-def write_mp4(
-  path: pathlib.Path,
+def write_mp4(path: pathlib.Path, **options: object) -> pathlib.Path:
+  """A clip of `mp4_bytes`."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(mp4_bytes(**options))
+  return path
+
+
+@functools.cache
+def mp4_bytes(
   *,
   seconds: int = 10,
   size: int = 32,
@@ -39,26 +47,27 @@ def write_mp4(
   audio: bool = True,
   audio_from_s: int = 0,
   faststart: bool = False,
-) -> pathlib.Path:
-  """A clip whose second t is red of `levels`[t], with `tones` from audio_from_s on."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
-    video = container.add_stream("libx264", rate=fps)
-    video.width, video.height, video.pix_fmt = size, size, "yuv420p"
-    sound = container.add_stream("aac", rate=rate_hz, layout="mono") if audio else None
-    for i in range(seconds * fps):
-      image = np.full((size, size, 3), 128, np.uint8)
-      image[..., 0] = levels(seconds)[i // fps]
-      container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-    container.mux(video.encode())
-    if sound:
-      samples = tones(seconds, rate_hz)
-      for start in range(audio_from_s * rate_hz, len(samples), 1024):
-        frame = av.AudioFrame.from_ndarray(samples[None, start : start + 1024], format="fltp", layout="mono")
-        frame.sample_rate, frame.pts = rate_hz, start
-        container.mux(sound.encode(frame))
-      container.mux(sound.encode())
-  return path
+) -> bytes:
+  """A clip whose second t is red of `levels`[t], with `tones` from audio_from_s on; encoded once, for most clips are equal."""
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "clip.mp4"
+    with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
+      video = container.add_stream("libx264", rate=fps)
+      video.width, video.height, video.pix_fmt = size, size, "yuv420p"
+      sound = container.add_stream("aac", rate=rate_hz, layout="mono") if audio else None
+      for i in range(seconds * fps):
+        image = np.full((size, size, 3), 128, np.uint8)
+        image[..., 0] = levels(seconds)[i // fps]
+        container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+      container.mux(video.encode())
+      if sound:
+        samples = tones(seconds, rate_hz)
+        for start in range(audio_from_s * rate_hz, len(samples), 1024):
+          frame = av.AudioFrame.from_ndarray(samples[None, start : start + 1024], format="fltp", layout="mono")
+          frame.sample_rate, frame.pts = rate_hz, start
+          container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    return path.read_bytes()
 
 
 def write_wav(path: pathlib.Path, samples: np.ndarray, rate_hz: int) -> pathlib.Path:

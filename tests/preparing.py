@@ -1,10 +1,8 @@
 """Runs of `data_pipelines.prepare` on an AVE of equal clips, and what they leave behind."""
 
-import functools
 import hashlib
 import json
 import pathlib
-import tempfile
 
 import fabricate
 import pytest
@@ -16,13 +14,6 @@ COUNT, PER_SHARD = 20, 5  # clips of `make_many`, and of one shard: one broken c
 TIMEOUT_S = 120
 
 
-@functools.cache
-def clip() -> bytes:
-  """The content of an mp4 file."""
-  with tempfile.TemporaryDirectory() as folder:
-    return fabricate.write_mp4(pathlib.Path(folder) / "clip.mp4").read_bytes()
-
-
 def make_many(root: pathlib.Path, *, splits: dict[str, range] | None = None) -> pathlib.Path:
   """A data root with an AVE of COUNT equal clips, all in the split train or as `splits` says."""
   (folder := root / "AVE").mkdir(parents=True)
@@ -31,7 +22,7 @@ def make_many(root: pathlib.Path, *, splits: dict[str, range] | None = None) -> 
     lines = [f"Mandolin&{names[i]}&good&0&{i % 10}" for i in members]
     (folder / f"{split}Set.txt").write_text("\n".join(lines))
   for name in names:
-    (folder / f"{name}.mp4").write_bytes(clip())
+    (folder / f"{name}.mp4").write_bytes(fabricate.mp4_bytes())
   return root
 
 

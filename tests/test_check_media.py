@@ -13,7 +13,7 @@ import pytest
 from check_roots import clean_roots, copy_of_root, run_command, told  # noqa: F401
 from PIL import Image
 
-from data_pipelines import check
+from data_pipelines import DATASETS, check, progress
 from data_pipelines.checks import media
 
 
@@ -137,6 +137,29 @@ def test_empty_masks_are_a_gap_where_the_labels_are_official(run, copy_of):
   assert code == 1 and told(report, "gap", "empty_masks") and told(report, "gap", "counts")
 
 
+@pytest.mark.parametrize("decode", ["all", "none"])
+@pytest.mark.parametrize(("name", "make"), [("avsbench", fabricate.make_avsbench), ("avsbench_ms3", fabricate.make_ms3)])
+def test_sounds_of_many_clips_in_one_file_are_looked_into(run, tmp_path, name, make, decode):
+  make(tmp_path / "AVSBench", packed=True)
+  (tmp_path / "AVSBench/categories.txt").write_text("dog_barking\n")
+  options = name, tmp_path, f"--decode={decode}"
+  assert run(*options)[0] == 0
+  dataset = DATASETS[name](tmp_path)
+  clips = {split: dataset.records(split)[0] for split in dataset.splits()}
+  tables = {split: dataset.sound(record) for split, record in clips.items()}
+  fabricate.write_packed_sounds(tables["val"], ["another"])
+  code, _, report = run(*options)
+  assert code == 1 and report["splits"]["val"]["missing"] == 1 and report["splits"]["val"]["broken"] == 0
+  assert told(report, "gap", "missing")[0]["examples"] == [f"{clips['val'].clip}: not in {tables['val']}"]
+  tables["val"].write_bytes(b"no table")
+  tables["test"].write_bytes(tables["train"].read_bytes().replace(b"_reconstruct", b"frombuffer_x"))
+  code, _, report = run(*options)
+  found = {f["where"]: f["examples"][0] for f in told(report, "gap", "unreadable")}
+  assert code == 2 and set(found) == {"val", "test"}
+  assert f"{tables['val']}: cannot be read as a table of sounds" in found["val"]
+  assert re.search(r"AVS\.npy: asks for numpy\._?core\.multiarray\.frombuffer_x, .* was not opened", found["test"])
+
+
 def test_silent_sound(run, copy_of):
   avsbench = copy_of("avsbench")
   damage.silence(avsbench, "val")
@@ -191,12 +214,13 @@ def test_sample_decodes_the_same_clips_each_time(run, copy_of, monkeypatch):
 
 
 def test_progress_goes_to_stderr_with_the_time_left(clean, capsys, monkeypatch):
-  monkeypatch.setattr(media.Lines, "every_s", 0, raising=False)
-  lines = media.Lines("check ave", every_s=0)
-  lines(1, 4)
-  assert re.fullmatch(r"check ave: 1/4 clips, \d+ s, about \d+ s left\n", capsys.readouterr().err)
+  monkeypatch.setattr(check, "Progress", lambda title: progress.Progress(title, every_s=0))
   assert check.main(["--dataset=ave", f"--root={clean['ave']}", "--json"]) == 0
-  json.loads(capsys.readouterr().out)
+  out, err = capsys.readouterr()
+  assert json.loads(out)["exit_code"] == 0
+  assert [re.sub(r"\d+ s", "N s", line) for line in err.splitlines()] == [
+    f"check ave: {done}/3 clips, N s, about N s left" for done in (1, 2, 3)
+  ]
 
 
 def test_files_that_the_system_refuses_to_open(run, copy_of, monkeypatch):

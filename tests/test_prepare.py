@@ -14,7 +14,7 @@ import fabricate
 import numpy as np
 import pytest
 from PIL import Image
-from preparing import COUNT, PER_SHARD, ROOT, TIMEOUT_S, clip, flags, journals, make_many, manifest, refused, shards
+from preparing import COUNT, PER_SHARD, ROOT, TIMEOUT_S, flags, journals, make_many, manifest, refused, shards
 
 from data_pipelines import DATASETS, prepare, records
 from data_pipelines.prepare_folder import locked
@@ -101,7 +101,7 @@ def test_pictures_are_stored_byte_for_byte_and_videos_not_enlarged(tmp_path):
   assert prepare.main(flags(tmp_path / "raw", tmp_path / "out")) == 0
   example = tfds.builder_from_directory(str(tmp_path / "out/AVE/records/ave/1.0.0")).as_data_source("train")[0]
   files = sorted((tmp_path / "raw/AVE/frames" / example["clip"].decode()).iterdir())
-  assert example["frames"] == [path.read_bytes() for path in files]
+  assert example["frames"] == [path.read_bytes() for path in files] and example["duration_s"] == 10
   fabricate.make_ave(tmp_path / "mp4/AVE")
   assert prepare.main(flags(tmp_path / "mp4", tmp_path / "out2")) == 0
   example = tfds.builder_from_directory(str(tmp_path / "out2/AVE/records/ave/1.0.0")).as_data_source("train")[0]
@@ -178,7 +178,7 @@ def test_every_kind_of_damage_has_its_reason(tmp_path, capsys):
 def test_names_beyond_ascii_survive(tmp_path, many):
   name = "Grüße_点"
   (many / "AVE/valSet.txt").write_text(f"Mandolin&{name}&good&0&5", encoding="utf-8")
-  (many / f"AVE/{name}.mp4").write_bytes(clip())
+  (many / f"AVE/{name}.mp4").write_bytes(fabricate.mp4_bytes())
   (many / "AVE" / os.fsdecode(b"stray_\xff.mp4")).write_bytes(b"")
   assert prepare.main(flags(many, tmp_path / "out")) == 0
   assert DATASETS["ave"](tmp_path / "out").coverage("val") == {"clips": 1, "missing": []}

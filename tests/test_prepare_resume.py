@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from preparing import COUNT, ROOT, TIMEOUT_S, flags, journals, make_many, manifest, refused, shards, tree
 
 from data_pipelines import prepare
+from data_pipelines.shards import ShardMaker
 
 # The command, killing itself when so many shards are finished: before the next is renamed, or before its journal is.
 KILLED = """
@@ -191,3 +193,21 @@ def test_more_than_five_percent_stop_the_run_and_keep_what_is_finished(tmp_path,
     video.write_bytes(content)
   assert prepare.main(flags(many, tmp_path / "out")) == 0
   assert tree(tmp_path / "out") == whole and journals(tmp_path / "out")[0].stat().st_mtime_ns == times
+
+
+def test_several_workers_list_what_is_broken_in_shards_that_are_not_finished(tmp_path, many, capsys):
+  broken = [f"clip_{i:06d}" for i in (0, 1, 2, 9, 14)]  # the first shard says enough; two others are begun by then
+  for name in broken:
+    (many / f"AVE/{name}.mp4").write_bytes(b"")
+  before = refused(capsys, flags(many, tmp_path / "out", num_workers=2), "5 of 20 clips", "more than 5 percent")
+  assert sorted(re.findall(r"left out: train clip (\w+): ", before)) == broken
+  assert 3 <= len(journals(tmp_path / "out")) <= 4
+
+
+def test_one_worker_names_a_broken_clip_when_it_meets_it(tmp_path, many, capsys, monkeypatch):
+  (many / "AVE/clip_000001.mp4").write_bytes(b"")
+  seen = []
+  publish = ShardMaker.publish
+  monkeypatch.setattr(ShardMaker, "publish", lambda *args: (seen.append(capsys.readouterr().err), publish(*args)))
+  assert prepare.main(flags(many, tmp_path / "out")) == 0
+  assert "left out: train clip clip_000001: clip_000001.mp4: " in seen[0] and len(seen) == 4

@@ -137,7 +137,7 @@ def test_records_that_are_not_complete_or_damaged_are_refused(tmp_path):
   shard = folder / "ave-train.array_record-00000-of-00001"
   content = shard.read_bytes()
   shard.write_bytes(content[:-100])
-  with pytest.raises(MediaError, match=r"00000-of-00001: is missing or cut off; .*prepare"):
+  with pytest.raises(MediaError, match=r"00000-of-00001: is cut off: \d+ bytes of \d+; .*prepare"):
     DATASETS["ave"](tmp_path / "out").decode(record, MEDIA)
   shard.write_bytes(content[:2000] + bytes(2000) + content[4000:])
   with pytest.raises(MediaError, match=rf"clip '{record.clip}' cannot be read") as caught:

@@ -119,7 +119,11 @@ def test_command_parses(file, command):
 
 
 @pytest.mark.parametrize(
-  "module", ["data_pipelines.toybox", "phpjax.bench", "phpjax.convert", "phpjax.main", "phpjax.predict", "phpjax.pretrain"]
+  "module",
+  [
+    *(f"data_pipelines.{name}" for name in ("bench", "check", "prepare", "toybox")),
+    *(f"phpjax.{name}" for name in ("bench", "convert", "main", "predict", "pretrain")),
+  ],
 )
 def test_help_exits_with_zero(module):
   assert "--" in help_of(module)

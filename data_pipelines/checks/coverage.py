@@ -87,7 +87,8 @@ def remarks(dataset: Dataset, context: Context) -> list[Finding]:
 def extras(dataset: Dataset, context: Context) -> list[Finding]:
   """Media that belong to no row, and names that are no UTF-8 and so can belong to none."""
   found = []
-  for folder, names in extra_files(dataset, context).items() if context.states else ():
+  raw = bool(context.states) and context.prepared is None
+  for folder, names in extra_files(dataset, context).items() if raw else ():
     odd = tuple(printable(name) for name in names if _undecodable(name))
     if odd:
       what = f"{plural(len(odd), 'name')} not in UTF-8, which no row can mean"

@@ -9,6 +9,7 @@ from typing import Any
 from data_pipelines import ave, avsbench, llp, music_avqa
 from data_pipelines.base import Dataset
 from data_pipelines.known import FACTS, Facts, SplitFacts
+from data_pipelines.prepared import PreparedStore
 from data_pipelines.schema import DataError, Record
 
 SEVERITIES = ("note", "gap", "fatal")  # index = exit code
@@ -33,6 +34,12 @@ class Finding:
   what: str
   mend: str = ""
   examples: tuple[str, ...] = ()
+
+  def line(self, count: int = 3) -> str:
+    """All in one line, with a few examples."""
+    more = f" and {len(self.examples) - count} more" if len(self.examples) > count else ""
+    shown = f": {', '.join(self.examples[:count])}{more}" if self.examples else ""
+    return printable(f"{self.where}: {self.what}{shown}")
 
 
 @dataclasses.dataclass
@@ -67,6 +74,8 @@ class Context:
     damaged: the messages of those that cannot.
     clips: every distinct clip: its key -> its first row.
     states: the same keys -> what is on disk, {} if the media were not asked for.
+    prepared: the records that stand in for the media, None for a raw root; refused: why those that are there cannot be used.
+    shards: damaged file of the records -> what is wrong; closed: split none of whose clips can be read -> why.
     decode: "all", "sample" or "none"; labels_only: no media are looked at.
     seconds: how long the media took.
   """
@@ -79,6 +88,10 @@ class Context:
   damaged: list[str]
   clips: dict[Hashable, Record]
   states: dict[Hashable, ClipState] = dataclasses.field(default_factory=dict)
+  prepared: PreparedStore | None = None
+  refused: str = ""
+  shards: dict[str, str] = dataclasses.field(default_factory=dict)
+  closed: dict[str, str] = dataclasses.field(default_factory=dict)
   decode: str = "all"
   labels_only: bool = False
   seconds: float = 0.0
@@ -91,6 +104,8 @@ class Context:
   @property
   def media_from(self) -> str:
     """Where lost media can be had again."""
+    if self.prepared is not None:
+      return "mend the raw media and run the same data_pipelines.prepare again: it makes their shards anew"
     return self.facts.media_from if self.official else self._own("the media")
 
   def _own(self, what: str) -> str:

@@ -1,10 +1,7 @@
-"""What is on disk of each clip: missing, empty, cut, unreadable or odd files, found by threads over all cores."""
+"""What is on disk of each clip: missing, empty, cut, unreadable or odd files, or records; by threads over all cores."""
 
-import contextlib
 import hashlib
 import os
-import sys
-import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,10 +10,12 @@ import av
 import numpy as np
 from PIL import Image
 
+from data_pipelines import waves
 from data_pipelines.base import Dataset
+from data_pipelines.checks import records
 from data_pipelines.checks.findings import ClipState, Context, printable
 from data_pipelines.known import Facts
-from data_pipelines.schema import Example, Media, MediaError, Record
+from data_pipelines.schema import DataError, Example, Media, MediaError, Record
 
 # As small as decoding goes: only whether it works is asked, and how loud it is.
 MEDIA = Media(image_size=32, sample_rate_hz=16000)
@@ -31,6 +30,8 @@ Progress = Callable[[int, int], None]
 def inspect_all(dataset: Dataset, context: Context, workers: int, progress: Progress) -> dict[Hashable, ClipState]:
   """The state of every distinct clip, in the order of `context.clips`; `progress` gets (done, all)."""
   chosen = chosen_clips(context)
+  if context.prepared is not None:
+    records.inspect_shards(context, workers)
   pool = ThreadPoolExecutor(workers)
   try:
     jobs = [pool.submit(_inspected, dataset, record, context, key in chosen) for key, record in context.clips.items()]
@@ -64,18 +65,10 @@ def _inspected(dataset: Dataset, record: Record, context: Context, decode: bool)
 
 
 def inspect(dataset: Dataset, record: Record, context: Context, decode: bool) -> ClipState:
-  """Looks at the files of one clip, and decodes it if asked to."""
-  files = dataset.clip_files(record)
-  if not files:
-    return ClipState(problem="missing", detail=_missing(dataset, record))
-  state = ClipState(files)
-  for path in files:
-    if empty := _empty_file(path):
-      state.problem, state.detail = "zero-byte", f"{printable(empty)}: is empty (0 bytes)"
-      return state
-  _count_pictures(dataset, record, state)
-  cut = next((words for path in files if path.suffix == ".mp4" and (words := _cut_mp4(path))), "")
-  if cut and not decode:
+  """Looks at the files or the records of one clip, and decodes it if asked to."""
+  state = _look_up(dataset, record) if context.prepared is None else records.look_up(dataset, record, context)
+  cut = next((words for path in state.files if path.suffix == ".mp4" and (words := _cut_mp4(path))), "")
+  if cut and not decode and not state.problem:
     state.problem, state.detail = "truncated", cut
   if not decode or state.problem:
     return state
@@ -88,6 +81,36 @@ def inspect(dataset: Dataset, record: Record, context: Context, decode: bool) ->
     if cut:
       state.remarks["cut at the end"] = cut
   return state
+
+
+def _look_up(dataset: Dataset, record: Record) -> ClipState:
+  """The state of a clip as far as its files tell that are not decoded."""
+  files = dataset.clip_files(record)
+  if not files:
+    return ClipState(problem="missing", detail=_missing(dataset, record))
+  state = ClipState(files)
+  if empty := next((empty for path in files if (empty := _empty_file(path))), None):
+    state.problem, state.detail = "zero-byte", f"{printable(empty)}: is empty (0 bytes)"
+    return state
+  _look_into_table(files, record, state)
+  _count_pictures(dataset, record, state)
+  return state
+
+
+def _look_into_table(files: Sequence[Path], record: Record, state: ClipState) -> None:
+  """Whether an AVS.npy, which holds the sounds of many clips, holds that of this one."""
+  for path in files:
+    if path.name == waves.FILE_NAME:
+      try:
+        if not waves.has_wave(path, record.clip):
+          state.problem, state.detail = "missing", f"{printable(record.clip)}: not in {printable(path)}"
+      except DataError as error:
+        state.problem, state.detail = "unreadable", _words(error)
+
+
+def _words(error: DataError) -> str:
+  """What is wrong, with the file and without the mend."""
+  return f"{printable(error.path)}: {error.reason}" if isinstance(error, MediaError) else str(error)
 
 
 def _missing(dataset: Dataset, record: Record) -> str:
@@ -104,10 +127,10 @@ def _missing(dataset: Dataset, record: Record) -> str:
 def _decode(dataset: Dataset, record: Record) -> tuple[Example | None, str, str]:
   """The decoded clip, or None with the kind of problem and its words."""
   try:
-    return dataset.decode_clip(record, MEDIA), "", ""
-  except MediaError as error:
-    kind = "truncated" if error.reason.startswith("is cut off") else "unreadable"
-    return None, kind, f"{printable(error.path)}: {error.reason}"
+    return dataset.read_clip(record, MEDIA), "", ""
+  except DataError as error:
+    cut = isinstance(error, MediaError) and error.reason.startswith("is cut off")
+    return None, "truncated" if cut else "unreadable", _words(error)
 
 
 def _empty_file(path: Path) -> Path | None:
@@ -165,7 +188,8 @@ def _count_pictures(dataset: Dataset, record: Record, state: ClipState) -> None:
 def _remark(audio: np.ndarray, record: Record, context: Context, state: ClipState) -> None:
   """Remarks on the sound (int16, any shape), the length and the masks of a clip that decodes."""
   if audio.size and max(int(audio.max()), -int(audio.min())) < SILENT_BELOW:
-    state.remarks["silent"] = f"{printable(_sound(state.files))}: silent, below -60 dBFS"
+    where = _sound(state.files) if context.prepared is None else record.clip  # a shard holds many clips
+    state.remarks["silent"] = f"{printable(where)}: silent, below -60 dBFS"
   for path in state.files:
     if path.is_dir() and _is_masks(path):
       _look_at_masks(path, state)
@@ -192,7 +216,7 @@ def _measure(path: Path, context: Context, state: ClipState) -> None:
 
 def _npy_samples(path: Path) -> int | None:
   """Number of samples of an array file; None where one file holds many clips."""
-  if path.name == "AVS.npy":
+  if path.name == waves.FILE_NAME:
     return None
   return int(np.load(path, mmap_mode="r", allow_pickle=False).size)
 
@@ -221,26 +245,6 @@ def _look_at_masks(folder: Path, state: ClipState) -> None:
 
 def _more(count: int) -> str:
   return f", and {count - 1} more of this clip" if count > 1 else ""
-
-
-class Lines:
-  """A progress line on stderr every few seconds, with the time left; on a terminal it is written over."""
-
-  def __init__(self, title: str, every_s: float = 5.0) -> None:
-    self.title, self.start = title, time.monotonic()
-    self.live = sys.stderr.isatty()
-    self.every_s = 0.2 if self.live else every_s
-    self.last = self.start
-
-  def __call__(self, done: int, total: int) -> None:
-    now = time.monotonic()
-    if now - self.last < self.every_s and (done < total or self.last == self.start):
-      return
-    self.last, spent = now, now - self.start
-    text = f"{self.title}: {done}/{total} clips, {spent:.0f} s, about {spent / done * (total - done):.0f} s left"
-    end = ("\r" if done < total else "\n") if self.live else "\n"
-    with contextlib.suppress(BrokenPipeError):
-      print(f"{text:<78}" if self.live else text, end=end, file=sys.stderr, flush=True)
 
 
 def extra_files(dataset: Dataset, context: Context) -> dict[Path, list[str]]:

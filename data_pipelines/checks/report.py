@@ -69,6 +69,8 @@ def next_steps(context: Context, findings: Sequence[Finding]) -> list[str]:
   if worst == 0:
     if context.labels_only or context.decode == "none":
       return ["look at the media too: " + command.format("check")]
+    if context.prepared is not None:
+      return [f"train on it with --config.data.root={context.root}"]
     return ["train on it as it is, or make it faster to read: " + command.format("prepare") + " --out=DIR"]
   mends = [f.mend for f in findings if f.mend and SEVERITIES.index(f.severity) == worst]
   steps = list(dict.fromkeys(mends))[:1]

@@ -36,6 +36,7 @@ def tree(dataset: Dataset, context: Context) -> list[Line]:
   if not context.labels_only:
     lines += media_lines(dataset, context)
     used |= {path for state in context.states.values() for path in state.files}
+    used |= {context.prepared.folder} if context.prepared is not None else set()
   return lines + unused_lines(dataset, context, used)
 
 
@@ -64,6 +65,9 @@ def label_lines(dataset: Dataset, context: Context) -> list[Line]:
 def media_lines(dataset: Dataset, context: Context) -> list[Line]:
   """The folders that hold media of clips, with their numbers."""
   files = {path for state in context.states.values() for path in state.files}
+  if context.prepared is not None:
+    folder = context.prepared.folder
+    return [Line("+", f"{_below(folder, context.root)}/", plural(len(context.prepared.shards), "shard"))]
   if files:
     return [Line("+", f"{_below(folder, context.root)}/", what) for folder, what in _groups(files)]
   if base := getattr(dataset, "data_root", None):  # all of AVSBench's three folders are needed
@@ -91,6 +95,8 @@ def layout(context: Context) -> dict[str, int]:
 
 
 def _kind(path: Path) -> str:
+  if ".array_record-" in path.name:
+    return "ArrayRecord"
   if path.suffix.lower() in _MEDIA_ENDINGS:
     return path.name if path.name == "AVS.npy" else path.suffix[1:].lower()
   return "masks" if "gt_masks" in path.parts else "frames"

@@ -9,13 +9,12 @@ import json
 import multiprocessing
 import os
 import shutil
-import sys
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
+from data_pipelines import progress as progress_lib
 from data_pipelines.schema import SPLITS, DataError
 from data_pipelines.toybox import write_ave, write_avqa, write_avs, write_llp, write_ms3
 from data_pipelines.toybox.clips import Clip, manifest_splits
@@ -75,7 +74,7 @@ def compose(
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
   try:
-    _write(partial, seed, sizes, workers, progress or _Lines())
+    _write(partial, seed, sizes, workers, progress or progress_lib.Progress("toybox", every_s=3.0))
     (partial / RECEIPT).write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
     _publish(partial, out, receipt)
   finally:
@@ -172,23 +171,3 @@ def _library(split: str) -> Library:
   if key not in _libraries:
     _libraries[key] = load_library(key)
   return _libraries[key]
-
-
-class _Lines:
-  """A progress line on stderr every few seconds, with the time left."""
-
-  def __init__(self, every_s: float = 3.0) -> None:
-    self.start = self.last = time.monotonic()
-    self.every_s = every_s
-
-  def __call__(self, done: int, total: int) -> None:
-    now = time.monotonic()
-    if now - self.last < self.every_s and done < total:
-      return
-    self.last = now
-    spent = now - self.start
-    print(
-      f"toybox: {done}/{total} clips, {spent:.0f} s, about {spent / done * (total - done):.0f} s left",
-      file=sys.stderr,
-      flush=True,
-    )
