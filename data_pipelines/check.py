@@ -1,6 +1,7 @@
 """python -m data_pipelines.check --dataset=ave --root=DIR: what is there of a benchmark, what is wrong, what to do next.
 
-It reads, and never writes or touches the network. Exit code 0: clean; 1: usable with gaps; 2: not usable.
+It reads, and never writes or touches the network. Of a root that `data_pipelines.prepare` made it looks at the records: shards
+against the manifest, and every clip. Exit code 0: clean; 1: usable with gaps; 2: not usable.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from data_pipelines.schema import DataError
 
 CHECKS = (*labels.CHECKS, *traps.CHECKS, records.prepared_records, *coverage.CHECKS)
 EPILOG = """\
+a root that data_pipelines.prepare made is checked too: its shards against the manifest (with --decode=none by size only)
+
 exit code: 0 clean (known leaks and defects of the published files are notes), 1 usable with gaps, 2 not usable
 
 --json prints {"root", "exit_code", "datasets": {NAME: report}}; the keys of a report:
