@@ -58,7 +58,8 @@ def check(key: str, root: Path, *, decode: str = "all", labels_only: bool = Fals
     return _without_labels(key, root, error)
   context = open_context(key, dataset, root)
   context.decode, context.labels_only = decode, labels_only
-  records.open_records(dataset, context)
+  if not labels_only:
+    records.open_records(dataset, context)
   if not labels_only and context.clips and not context.refused:
     start = time.monotonic()
     context.states = media.inspect_all(dataset, context, workers or os.cpu_count() or 1, Progress(f"check {key}"))
@@ -115,7 +116,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     "--decode",
     choices=("all", "sample", "none"),
     default="all",
-    help=f"which clips to decode; sample: {media.SAMPLE} of each split; none: only names and sizes (default all)",
+    help=f"which clips to decode; sample: {media.SAMPLE} of each split; none: only names and sizes, and the names in AVS.npy (default all)",
   )
   parser.add_argument("--labels_only", action="store_true", help="look at the label files only, not at media")
   parser.add_argument("--json", action="store_true", help="print one JSON object instead of text; its keys: see below")
