@@ -116,7 +116,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     "--decode",
     choices=("all", "sample", "none"),
     default="all",
-    help=f"which to decode; sample: {media.SAMPLE} clips of each split; none: only names (also in AVS.npy) and sizes (default all)",
+    help=f"{media.SAMPLE} clips of each split are a sample; none: only names (also in AVS.npy) and sizes (default all)",
   )
   parser.add_argument("--labels_only", action="store_true", help="look at the label files only, not at media")
   parser.add_argument("--json", action="store_true", help="print one JSON object instead of text; its keys: see below")
