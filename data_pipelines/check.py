@@ -1,6 +1,7 @@
 """python -m data_pipelines.check --dataset=ave --root=DIR: what is there of a benchmark, what is wrong, what to do next.
 
-It reads, and never writes or touches the network. Exit code 0: clean; 1: usable with gaps; 2: not usable.
+It reads, and never writes or touches the network. Of a root that `data_pipelines.prepare` made it looks at the records: shards
+against the manifest, and every clip. Exit code 0: clean; 1: usable with gaps; 2: not usable.
 """
 
 import argparse
@@ -21,6 +22,8 @@ from data_pipelines.schema import DataError
 
 CHECKS = (*labels.CHECKS, *traps.CHECKS, records.prepared_records, *coverage.CHECKS)
 EPILOG = """\
+a root that data_pipelines.prepare made is checked too: its shards against the manifest (with --decode=none by size only)
+
 exit code: 0 clean (known leaks and defects of the published files are notes), 1 usable with gaps, 2 not usable
 
 --json prints {"root", "exit_code", "datasets": {NAME: report}}; the keys of a report:
@@ -55,7 +58,8 @@ def check(key: str, root: Path, *, decode: str = "all", labels_only: bool = Fals
     return _without_labels(key, root, error)
   context = open_context(key, dataset, root)
   context.decode, context.labels_only = decode, labels_only
-  records.open_records(dataset, context)
+  if not labels_only:
+    records.open_records(dataset, context)
   if not labels_only and context.clips and not context.refused:
     start = time.monotonic()
     context.states = media.inspect_all(dataset, context, workers or os.cpu_count() or 1, Progress(f"check {key}"))
@@ -112,7 +116,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     "--decode",
     choices=("all", "sample", "none"),
     default="all",
-    help=f"which clips to decode; sample: {media.SAMPLE} of each split; none: only names and sizes (default all)",
+    help=f"{media.SAMPLE} clips of each split are a sample; none: only names (also in AVS.npy) and sizes (default all)",
   )
   parser.add_argument("--labels_only", action="store_true", help="look at the label files only, not at media")
   parser.add_argument("--json", action="store_true", help="print one JSON object instead of text; its keys: see below")

@@ -57,7 +57,7 @@ def prepared_records(dataset: Dataset, context: Context) -> list[Finding]:
   """What is wrong with the records as a whole, and with each shard."""
   if context.refused:
     return [Finding("fatal", "records", str(dataset.root), context.refused)]
-  if context.labels_only or (store := context.prepared) is None:
+  if (store := context.prepared) is None:
     return []
   found = []
   for split, words in context.closed.items():
