@@ -22,10 +22,10 @@ from data_pipelines import prepare, records, shards
 finished, where = int(sys.argv[1]), sys.argv[2]
 publish, write, done = shards.ShardMaker.publish, records.write_atomic, []
 
-def killing_publish(self, shard, partial, entry):
+def killing_publish(self, shard, partial, entry, stamps):
   if len(done) == finished and where == "shard":
     os.kill(os.getpid(), signal.SIGKILL)
-  publish(self, shard, partial, entry)
+  publish(self, shard, partial, entry, stamps)
   done.append(shard)
 
 def killing_write(path, content):
@@ -42,8 +42,8 @@ SLOW = """
 import signal, sys, time
 from data_pipelines import prepare, shards
 
-entry = shards.ShardMaker.entry
-shards.ShardMaker.entry = lambda *arguments: time.sleep(0.1) or entry(*arguments)
+make_clip = shards.ShardMaker.make_clip
+shards.ShardMaker.make_clip = lambda *arguments: time.sleep(0.1) or make_clip(*arguments)
 
 if __name__ == "__main__":
   signal.signal(signal.SIGTERM, signal.default_int_handler)
