@@ -92,7 +92,7 @@ def _empty(folder: Path) -> None:
   (folder / records.JOURNAL).mkdir()
 
 
-def sweep(folder: Path, copies: Sequence[Path]) -> None:
+def sweep(folder: Path, copies: Sequence[Path] = ()) -> None:
   """Removes what a killed run left half written in the records folder and beside the copies of the label files."""
   found = [*folder.glob(".*.partial"), *(folder / records.JOURNAL).glob(".*.partial")]
   for path in (*found, *(partial for copy in copies for partial in copy.parent.glob(f".{glob.escape(copy.name)}.*.partial"))):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_pipelines import DATASETS
 from data_pipelines.encode import Encoding
+from data_pipelines.prepare_folder import sweep
 from data_pipelines.prepare_suspects import Clip, find_killers, suspects
 from data_pipelines.processes import end_with_parent
 from data_pipelines.schema import DataError
@@ -59,6 +60,7 @@ def make_shards(
           del left[entry.file]
           yield entry
     except BrokenProcessPool as error:
+      sweep(maker.folder)
       setup = with_killers(setup, maker, died=error)
       if not all([report(split, clip, setup.killers[clip]) for split, clip in suspects(maker.folder) if clip in setup.killers]):
         return
@@ -105,7 +107,7 @@ def _make_shards(shards: Sequence[Shard], setup: Setup, num_workers: int, report
         process.terminate()  # a shard that is half made counts for nothing
       raise
     finally:
-      pool.shutdown(wait=False, cancel_futures=True)
+      pool.shutdown(cancel_futures=True)  # none may run on when somebody looks at what the dead ones left
 
 
 def _results(waiting: set[Future[ShardEntry]], told: SimpleQueue, report: Report) -> Iterator[ShardEntry]:
