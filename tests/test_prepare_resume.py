@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import fabricate
 import pytest
@@ -303,7 +304,7 @@ def test_progress_counts_what_is_left_to_make_and_says_how_long_it_takes(tmp_pat
   journals(tmp_path / "out")[2].unlink()
   capsys.readouterr()
   ticks = itertools.count(0, 11)  # seconds between two looks at the clock
-  monkeypatch.setattr(progress.time, "monotonic", lambda: next(ticks))
+  monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: next(ticks)))
   assert prepare.main(flags(many, tmp_path / "out")) == 0
   lines = [
     line for line in capsys.readouterr().err.splitlines() if "clips" in line and "space" not in line and "need" not in line
