@@ -155,7 +155,9 @@ def test_records_that_are_not_complete_or_damaged_are_refused(tmp_path):
 @pytest.mark.parametrize("content", ["{}", "[]", "7", '{"settings": {}, "shards": [], "left_out": []}', '{"settings": 1}'])
 def test_a_manifest_that_is_none_is_one_clear_line(tmp_path, content):
   (tmp_path / records.MANIFEST).write_text(content)
-  with pytest.raises(DataError, match=r"manifest\.json: is damaged \(.*\); delete it and run data_pipelines\.prepare") as caught:
+  with pytest.raises(
+    DataError, match=r"manifest\.json: is damaged \(.*\); delete it and run data_pipelines\.prepare"
+  ) as caught:
     PreparedStore(tmp_path, spread=False)
   assert "\n" not in str(caught.value)
 
