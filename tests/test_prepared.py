@@ -182,4 +182,5 @@ def test_benchmark_says_what_it_measured(pair, capsys):
     for line in capsys.readouterr().out.splitlines():
       name, threads, _, rate, _, per_core, *_ = line.split()
       assert name == kind and float(rate) == pytest.approx(int(threads) * float(per_core), rel=0.01, abs=0.1 * int(threads))
+  assert bench.main([f"--root={raw.root}", "--clips=1"]) == 2 and "--clips 2 or more" in capsys.readouterr().err
   assert bench.main(["--dataset=avee"]) == 2 and "music_avqa" in capsys.readouterr().err
