@@ -26,7 +26,7 @@ from data_pipelines.check import check
 from data_pipelines.encode import Encoding
 from data_pipelines.prepare_folder import copy_labels, describe, keep_settings, label_files, locked, sweep
 from data_pipelines.prepare_suspects import forget
-from data_pipelines.prepare_workers import Setup, make_shards, with_killers
+from data_pipelines.prepare_workers import Setup, make_shards, sizes, with_killers
 from data_pipelines.progress import Progress
 from data_pipelines.schema import DataError
 from data_pipelines.shards import ClipEntry, Shard, ShardEntry, ShardMaker, SourceChanged, plan_shards
@@ -127,7 +127,8 @@ def _make(maker: ShardMaker, shards: Sequence[Shard], setup: Setup, options: Opt
     return entries
   # What was there is not the whole any more, until the end says so again.
   (maker.folder / records.MANIFEST).unlink(missing_ok=True)
-  _check_space(maker, missing, options.force)
+  _check_space(maker, missing, setup, options)
+  setup = with_killers(setup, maker)
   with contextlib.closing(make_shards(maker, missing, setup, options.num_workers, clips)) as results:
     for entry in results:
       entries[entry.file] = entry
@@ -193,19 +194,19 @@ class _Clips:
     raise DataError(f"{broken}, or allow more with --max_broken_percent ({limit}); what is finished is kept")
 
 
-def _check_space(maker: ShardMaker, missing: Sequence[Shard], force: bool) -> None:
+def _check_space(maker: ShardMaker, missing: Sequence[Shard], setup: Setup, options: Options) -> None:
   """Encodes a few clips to say how much space all will need; raises DataError if the disk has less."""
   clips = [(shard.split, clip) for shard in missing for clip in shard.clips]
   chosen = [clips[i * len(clips) // SAMPLES] for i in range(SAMPLES)] if len(clips) > SAMPLES else clips
-  sizes = [len(example) for split, clip in chosen if (example := maker.make_clip(split, clip).example) is not None]
-  if not sizes:
+  found = sizes(maker, setup, chosen, options.num_workers)
+  if not found:
     print(f"prepare: none of {len(chosen)} sampled clips can be used, so the space needed is not known", file=sys.stderr)
     return
-  need = 1.05 * len(clips) * sum(sizes) / len(sizes)
+  need = 1.05 * len(clips) * sum(found) / len(found)
   free = shutil.disk_usage(maker.folder).free
   line = f"{len(clips)} clips need about {_gigabytes(need)}, {maker.folder} has {_gigabytes(free)} free"
   print(f"prepare: {line}", file=sys.stderr)
-  if need > free and not force:
+  if need > free and not options.force:
     raise DataError(f"{line}; make room, name another --out, take a smaller --image_size, or go on with --force")
 
 

@@ -48,59 +48,64 @@ def forget(folder: Path) -> None:
     path.unlink()
 
 
-def find_killers(make_one: Callable[[Clip], object], clips: Sequence[Clip]) -> dict[str, str]:
-  """Makes clips one after another in a process of their own -> clip -> how it ended that process; {} if none did.
+def make_apart(make_one: Callable[[Clip], int], clips: Sequence[Clip]) -> tuple[list[int], dict[str, str]]:
+  """Makes clips one after another in a process of their own.
 
   Args:
     make_one: makes a clip; picklable. What it raises says nothing here: whoever makes the clip in earnest meets it again.
-    clips: the suspects.
+    clips: split and clip of each.
+
+  Returns:
+    What `make_one` gave for those that it could make; and clip -> how it ended the process.
 
   Raises:
     DataError: the process cannot even begin.
   """
+  made: list[int | None] = []
   killers, left = {}, list(clips)
   while left:
-    done, code = _probe(make_one, left)
-    if done >= len(left):
+    found, code = _probe(make_one, left)
+    made += found
+    if len(found) >= len(left):
       break
-    killers[left[done][1]] = f"ends the process that decodes it ({_how(code)})"
-    left = left[done + 1 :]
-  return killers
+    killers[left[len(found)][1]] = f"ends the process that decodes it ({_how(code)})"
+    left = left[len(found) + 1 :]
+  return [x for x in made if x is not None], killers
 
 
-def _probe(make_one: Callable[[Clip], object], clips: Sequence[Clip]) -> tuple[int, int]:
-  """Clips that one process made before it ended, and its exit code."""
+def _probe(make_one: Callable[[Clip], int], clips: Sequence[Clip]) -> tuple[list[int | None], int | None]:
+  """What one process made before it ended (None: could not), and its exit code."""
   context = multiprocessing.get_context("spawn")
   told, tell = context.Pipe(duplex=False)
   process = context.Process(target=_make_all, args=(make_one, clips, tell), daemon=True)
   process.start()
   tell.close()
-  steps = 0
+  heard = []
   try:
     with contextlib.suppress(EOFError):
       while True:
-        told.recv()
-        steps += 1
+        heard.append(told.recv())
   except BaseException:  # Ctrl-C
     process.terminate()
     raise
   finally:
     process.join()
     told.close()
-  if not steps:
+  if not heard:
     raise DataError(f"a process for {len(clips)} clips ended before it began ({_how(process.exitcode)})")
-  return steps - 1, process.exitcode
+  return heard[1:], process.exitcode
 
 
-def _make_all(make_one: Callable[[Clip], object], clips: Sequence[Clip], tell: Connection) -> None:
-  """Tells that it begins, and of every clip that is done."""
+def _make_all(make_one: Callable[[Clip], int], clips: Sequence[Clip], tell: Connection) -> None:
+  """Tells that it begins, and what came of every clip."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and decides
   end_with_parent()
   tell.send(None)
   for clip in clips:
+    made = None
     with contextlib.suppress(Exception):
-      make_one(clip)
-    tell.send(None)
+      made = make_one(clip)
+    tell.send(made)
 
 
 def _how(code: int | None) -> str:

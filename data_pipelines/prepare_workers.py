@@ -14,7 +14,7 @@ from pathlib import Path
 from data_pipelines import DATASETS
 from data_pipelines.encode import Encoding
 from data_pipelines.prepare_folder import sweep
-from data_pipelines.prepare_suspects import Clip, find_killers, suspects
+from data_pipelines.prepare_suspects import Clip, make_apart, suspects
 from data_pipelines.processes import end_with_parent
 from data_pipelines.schema import DataError
 from data_pipelines.shards import Shard, ShardEntry, ShardMaker
@@ -74,7 +74,7 @@ def with_killers(setup: Setup, maker: ShardMaker, died: BrokenProcessPool | None
   """
   at = [(split, clip) for split, clip in suspects(maker.folder) if clip in maker.rows.get(split, {})]
   new = [(split, clip) for split, clip in at if clip not in setup.killers]
-  found = find_killers(functools.partial(_probe_one, setup), new)
+  found = make_apart(functools.partial(_size, setup), new)[1]
   if died is not None and not found:
     where = ", ".join(f"{split} clip {clip}" for split, clip in new) or "no clip"
     raise DataError(
@@ -82,16 +82,24 @@ def with_killers(setup: Setup, maker: ShardMaker, died: BrokenProcessPool | None
       "run again to go on, with fewer --num_workers"
     ) from died
   maker.killers |= found
-  return dataclasses.replace(setup, killers={**setup.killers, **found})
+  return dataclasses.replace(setup, killers=dict(maker.killers))
 
 
-def _probe_one(setup: Setup, clip: Clip) -> None:
-  if not _probing:
-    _probing.append(setup.maker())
-  _probing[0].make_clip(*clip)
+def sizes(maker: ShardMaker, setup: Setup, clips: Sequence[Clip], num_workers: int) -> list[int]:
+  """Bytes of the examples of some clips, without those that cannot be used; apart from this process if there may be others."""
+  if num_workers > 1:
+    return make_apart(functools.partial(_size, setup), clips)[0]  # one that kills leaves its name to `with_killers`
+  return [len(example) for clip in clips if (example := maker.make_clip(*clip).example) is not None]
 
 
-_probing: list[ShardMaker] = []  # of the process of `find_killers`
+def _size(setup: Setup, clip: Clip) -> int | None:
+  if not _apart:
+    _apart.append(setup.maker())
+  example = _apart[0].make_clip(*clip).example
+  return None if example is None else len(example)
+
+
+_apart: list[ShardMaker] = []  # in the process of `make_apart`
 
 
 def _make_shards(shards: Sequence[Shard], setup: Setup, num_workers: int, report: Report) -> Iterator[ShardEntry]:
