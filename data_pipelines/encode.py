@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import io
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from data_pipelines.records import file_sha256
 from data_pipelines.schema import DataError, Media, MediaError, Record
 
 JPEG_QUALITY = 95
+SETTLED_S = 2.0  # the coarsest clock of a file system in use (FAT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,26 @@ def source_files(dataset: Dataset, record: Record) -> list[Path]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Stamp:
+  """What the file system says of a file as long as nobody touches it: inode, bytes, mtime and ctime in nanoseconds."""
+
+  inode: int
+  size: int
+  mtime_ns: int
+  ctime_ns: int
+
+  @classmethod
+  def of(cls, path: Path) -> "Stamp":
+    status = path.stat()
+    return cls(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+  @property
+  def settled(self) -> bool:
+    """Whether a later change must show: one that follows at once may fall into the same tick of a coarse clock."""
+    return abs(time.time_ns() - max(self.mtime_ns, self.ctime_ns)) > SETTLED_S * 1e9
+
+
+@dataclasses.dataclass(frozen=True)
 class Fingerprint:
   """A source file: path relative to the dataset folder, bytes, sha256."""
 
@@ -96,20 +118,22 @@ class Fingerprint:
 
   @classmethod
   def of(cls, path: Path, root: Path) -> "Fingerprint":
-    status = path.stat()
-    return cls(os.path.relpath(path, root), status.st_size, _sha256(path, status.st_size, status.st_mtime_ns))
+    stamp = Stamp.of(path)
+    return cls(os.path.relpath(path, root), stamp.size, _sha256(path, stamp))
 
-  def holds(self, path: Path, root: Path, since_ns: int) -> bool:
-    """Whether `path` is still that file; its content is read only if it was touched since that time."""
-    status = path.stat()
-    if os.path.relpath(path, root) != self.path or status.st_size != self.size:
+  def holds(self, path: Path, root: Path, known: Stamp | None) -> bool:
+    """Whether `path` is still that file; its content is read unless its stamp is the `known` one."""
+    stamp = Stamp.of(path)
+    if os.path.relpath(path, root) != self.path or stamp.size != self.size:
       return False
-    if max(status.st_mtime_ns, status.st_ctime_ns) < since_ns:
-      return True
-    return _sha256(path, status.st_size, status.st_mtime_ns) == self.sha256
+    return stamp == known or _sha256(path, stamp) == self.sha256
+
+
+def _sha256(path: Path, stamp: Stamp) -> str:
+  return _kept_sha256(path, stamp) if stamp.settled else file_sha256(path)
 
 
 @functools.lru_cache(maxsize=64)
-def _sha256(path: Path, size: int, mtime_ns: int) -> str:
+def _kept_sha256(path: Path, stamp: Stamp) -> str:
   """Of a file as it is now; kept, because some files hold the sound of many clips."""
   return file_sha256(path)

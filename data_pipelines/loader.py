@@ -7,18 +7,15 @@ processes change neither, and an integer, the number of batches already done, is
 
 import contextlib
 import dataclasses
-import multiprocessing
-import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import grain
 import numpy as np
-from absl import flags
 
+from data_pipelines.processes import end_with_parent
 from data_pipelines.schema import DataError, Example
 
 Augment = Callable[[Example, np.random.Generator], Example]
@@ -94,10 +91,17 @@ def batches(
   dataset = dataset.to_iter_dataset(options)
   if not num_workers:
     return _deliver(dataset, rows)
-  if not flags.FLAGS.is_parsed():  # grain asks absl for its flags; in a notebook nobody has parsed any
-    flags.FLAGS.mark_as_parsed()
+  _let_grain_ask_for_flags()
   dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=1), _begin_worker)
   return _take_over(_deliver(dataset, rows), rows, learn)
+
+
+def _let_grain_ask_for_flags() -> None:
+  """With workers grain reads options of its own from absl's flags, which must be parsed; in a notebook nobody has done it."""
+  from absl import flags  # here: nothing else of this package needs it, and grain brings it along
+
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()
 
 
 def throughput(source: RandomAccess, *, batch_size: int = 8, **options: Any) -> dict[str, float]:
@@ -181,12 +185,7 @@ def _begin_worker(index: int, count: int) -> None:
   del index, count
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
-  threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-  multiprocessing.parent_process().join()
-  os._exit(1)
+  end_with_parent()
 
 
 def _check(num_examples: int, batch_size: int, process_index: int, process_count: int) -> None:

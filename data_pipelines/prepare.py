@@ -1,7 +1,11 @@
 """python -m data_pipelines.prepare --dataset=ave --root=DIR --out=DIR: decodes a benchmark once, into ArrayRecord.
 
 OUT/<dataset folder> holds copies of the label files and the records (`data_pipelines.records`), so that
---config.data.root=OUT works as the raw root did. A run that was stopped goes on where it stopped.
+--config.data.root=OUT works as the raw root did. A run that was stopped goes on where it stopped; a clip that ends the
+process that decodes it is found out and left out, by this run or, where there is but one process, by the next.
+
+Every split has its own records, as TFDS wants it: a clip that splits share (2296 of the 9288 of MUSIC-AVQA, whose splits
+share out questions) is decoded and stored once for each of them, and the space that is asked for counts it so.
 """
 
 import argparse
@@ -13,7 +17,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,9 @@ from data_pipelines import DATASETS, records
 from data_pipelines.base import Dataset
 from data_pipelines.check import check
 from data_pipelines.encode import Encoding
-from data_pipelines.prepare_folder import copy_labels, describe, keep_settings, label_files, locked
-from data_pipelines.prepare_workers import Setup, make_shards
+from data_pipelines.prepare_folder import copy_labels, describe, keep_settings, label_files, locked, sweep
+from data_pipelines.prepare_suspects import forget
+from data_pipelines.prepare_workers import Setup, make_shards, sizes, with_killers
 from data_pipelines.progress import Progress
 from data_pipelines.schema import DataError
 from data_pipelines.shards import ClipEntry, Shard, ShardEntry, ShardMaker, SourceChanged, plan_shards
@@ -76,14 +80,15 @@ def prepare(name: str, root: Path, out: Path, encoding: Encoding, clips_per_shar
   with locked(folder):
     labels = label_files(dataset)
     settings = describe(dataset, name, encoding, clips_per_shard, labels)
-    keep_settings(folder, settings, options.overwrite)
-    copy_labels(dataset, place, labels)
-    setup = Setup(name, str(root), str(folder), encoding)
     maker = ShardMaker(dataset, folder, encoding)
+    setup = with_killers(Setup(name, str(root), str(folder), encoding), maker)  # before overwriting forgets the suspects
+    keep_settings(folder, settings, options.overwrite)
+    sweep(folder, [place / path.relative_to(dataset.root) for path in labels])
+    copy_labels(dataset, place, labels)
     shards = plan_shards(name, maker.rows, clips_per_shard)
-    _sweep(folder)
     entries = _make(maker, shards, setup, options)
     _finish(maker, name, settings, [entries[shard.file] for shard in shards])
+    forget(folder)
   return folder
 
 
@@ -107,12 +112,6 @@ def _tell_labels(name: str, root: Path) -> None:
       print(f"prepare: {finding.line()}", file=sys.stderr)
 
 
-def _sweep(folder: Path) -> None:
-  """Removes what a killed run left half written."""
-  for path in (*folder.glob(".*.partial"), *(folder / records.JOURNAL).glob(".*.partial")):
-    path.unlink()
-
-
 def _make(maker: ShardMaker, shards: Sequence[Shard], setup: Setup, options: Options) -> dict[str, ShardEntry]:
   """Checks the finished shards, makes the others -> file name -> entry."""
   entries = _finished(maker, shards)
@@ -128,7 +127,8 @@ def _make(maker: ShardMaker, shards: Sequence[Shard], setup: Setup, options: Opt
     return entries
   # What was there is not the whole any more, until the end says so again.
   (maker.folder / records.MANIFEST).unlink(missing_ok=True)
-  _check_space(maker, missing, options.force)
+  _check_space(maker, missing, setup, options)
+  setup = with_killers(setup, maker)
   with contextlib.closing(make_shards(maker, missing, setup, options.num_workers, clips)) as results:
     for entry in results:
       entries[entry.file] = entry
@@ -156,19 +156,23 @@ class _Clips:
 
   def __init__(self, total: int, to_make: int, options: Options) -> None:
     self._total, self._to_make, self._options = total, to_make, options
-    self._done = self._left_out = 0
+    self._done: set[tuple[str, str]] = set()  # clips of a worker that died are told of again
+    self._left_out: set[tuple[str, str]] = set()
     self._progress = Progress("prepare", every_s=10.0)
 
-  def __call__(self, split: str, clip: str, reason: str) -> None:
-    """One more clip is done."""
-    self._done += 1
+  def __call__(self, split: str, clip: str, reason: str) -> bool:
+    """A clip is done -> whether to go on."""
+    self._done.add((split, clip))
     if reason:
       self._progress.clear()
       self.leave_out(split, clip, reason)
-    self._progress(self._done, self._to_make)
+    self._progress(len(self._done), self._to_make)
+    return not self.too_many
 
   def leave_out(self, split: str, clip: str, reason: str) -> None:
-    self._left_out += 1
+    if (split, clip) in self._left_out:
+      return
+    self._left_out.add((split, clip))
     print(f"prepare: left out: {split} clip {clip}: {reason}", file=sys.stderr)
 
   def finish(self) -> None:
@@ -177,32 +181,32 @@ class _Clips:
   @property
   def too_many(self) -> bool:
     allowed = 0 if self._options.strict else self._options.max_broken_percent
-    return 100 * self._left_out > allowed * self._total
+    return 100 * len(self._left_out) > allowed * self._total
 
   def check(self) -> None:
     """Raises DataError if too many clips are left out."""
     if not self.too_many:
       return
-    broken = f"{self._left_out} of {self._total} clips cannot be used, they are listed above; mend them and run again"
+    broken = f"{len(self._left_out)} of {self._total} clips cannot be used, they are listed above; mend them and run again"
     if self._options.strict:
       raise DataError(f"{broken}, or leave out --strict to go on without them")
     limit = f"more than {self._options.max_broken_percent:g} percent"
     raise DataError(f"{broken}, or allow more with --max_broken_percent ({limit}); what is finished is kept")
 
 
-def _check_space(maker: ShardMaker, missing: Sequence[Shard], force: bool) -> None:
+def _check_space(maker: ShardMaker, missing: Sequence[Shard], setup: Setup, options: Options) -> None:
   """Encodes a few clips to say how much space all will need; raises DataError if the disk has less."""
   clips = [(shard.split, clip) for shard in missing for clip in shard.clips]
   chosen = [clips[i * len(clips) // SAMPLES] for i in range(SAMPLES)] if len(clips) > SAMPLES else clips
-  sizes = [len(example) for split, clip in chosen if (example := maker.entry(split, clip)[1]) is not None]
-  if not sizes:
+  found = sizes(maker, setup, chosen, options.num_workers)
+  if not found:
     print(f"prepare: none of {len(chosen)} sampled clips can be used, so the space needed is not known", file=sys.stderr)
     return
-  need = 1.05 * len(clips) * sum(sizes) / len(sizes)
+  need = 1.05 * len(clips) * sum(found) / len(found)
   free = shutil.disk_usage(maker.folder).free
   line = f"{len(clips)} clips need about {_gigabytes(need)}, {maker.folder} has {_gigabytes(free)} free"
   print(f"prepare: {line}", file=sys.stderr)
-  if need > free and not force:
+  if need > free and not options.force:
     raise DataError(f"{line}; make room, name another --out, take a smaller --image_size, or go on with --force")
 
 
@@ -247,7 +251,8 @@ def _counts(maker: ShardMaker, split: str, entries: Sequence[ShardEntry]) -> dic
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog="python -m data_pipelines.prepare",
-    description="Decodes a benchmark once, into ArrayRecord files that TFDS reads; stopped, it goes on when run again.",
+    description="Decodes a benchmark once, into ArrayRecord files that TFDS reads; stopped, it goes on when run again. "
+    "A clip that several splits share is decoded and stored once for each.",
     formatter_class=argparse.ArgumentDefaultsHelpFormatter,
   )
   add, encoding, options = parser.add_argument, Encoding(), Options()
@@ -272,14 +277,13 @@ def main(arguments: list[str] | None = None) -> int:
   given = parser.parse_args(arguments)
   if given.clips_per_shard < 1 or given.num_workers < 1:
     parser.error("--clips_per_shard and --num_workers must be 1 or more")
+  if not 0 <= given.max_broken_percent <= 100:  # nan too
+    parser.error("--max_broken_percent must be between 0 and 100")
   root, out = given.root.expanduser().absolute(), given.out.expanduser().absolute()
   fields = {field.name: getattr(given, field.name) for field in dataclasses.fields(Options)}
   try:
     encoding = Encoding(given.image_size, given.sample_rate_hz)
     print(prepare(given.dataset, root, out, encoding, given.clips_per_shard, Options(**fields)))
-  except BrokenProcessPool:
-    print("error: a worker died, perhaps for want of memory; run again to go on, with fewer --num_workers", file=sys.stderr)
-    return 2
   except (DataError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 2

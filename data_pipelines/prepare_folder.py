@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import glob
 import importlib.metadata
 import os
 import shutil
@@ -85,9 +86,17 @@ def _differences(known: dict[str, Any], now: dict[str, Any], prefix: str = "") -
 
 
 def _empty(folder: Path) -> None:
-  for path in folder.iterdir():
+  # The journal last: killed before, the next run still knows the settings of what is left.
+  for path in sorted(folder.iterdir(), key=lambda path: path.name == records.JOURNAL):
     shutil.rmtree(path) if path.is_dir() else path.unlink()
   (folder / records.JOURNAL).mkdir()
+
+
+def sweep(folder: Path, copies: Sequence[Path] = ()) -> None:
+  """Removes what a killed run left half written in the records folder and beside the copies of the label files."""
+  found = [*folder.glob(".*.partial"), *(folder / records.JOURNAL).glob(".*.partial")]
+  for path in (*found, *(partial for copy in copies for partial in copy.parent.glob(f".{glob.escape(copy.name)}.*.partial"))):
+    path.unlink()
 
 
 def copy_labels(dataset: Dataset, place: Path, labels: Sequence[Path]) -> None:

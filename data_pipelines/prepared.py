@@ -55,15 +55,11 @@ class PreparedStore:
     """Reads the manifest, no record; `spread` as in the reader. Raises DataError."""
     if (manifest := records.read_json(folder / records.MANIFEST)) is None:
       raise DataError(f"{folder}: is not complete; run the same data_pipelines.prepare again, it goes on where it stopped")
-    self.folder, self.settings = folder, manifest["settings"]
-    self._spread, self.shards = spread, manifest["shards"]
-    self._reasons = {x["clip"]: x["reason"] for x in manifest["left_out"]}
-    self._places: dict[str, tuple[str, int, str]] = {}  # clip -> split, position in it, file
-    counts: dict[str, int] = {}
-    for shard in self.shards:
-      first = counts.get(shard["split"], 0)
-      self._places.update({clip: (shard["split"], first + i, shard["file"]) for i, clip in enumerate(shard["clips"])})
-      counts[shard["split"]] = first + len(shard["clips"])
+    self.folder, self._spread = folder, spread
+    with records.expecting(folder / records.MANIFEST):
+      self.settings, self.shards = manifest["settings"], manifest["shards"]
+      self._reasons = {x["clip"]: x["reason"] for x in manifest["left_out"]}
+      self._stored_hz, self._places = int(self.settings["sample_rate_hz"]), _places(self.shards)
     self._sources: dict[str, Sequence[dict[str, Any]]] = {}
     self._lock = threading.Lock()
 
@@ -160,13 +156,24 @@ class PreparedStore:
     Consecutive seconds are resampled as one wave, as the raw clip is; seconds spread over a longer clip one by one,
     because what stands before and after each is not its own.
     """
-    stored_hz, rate_hz = self.settings["sample_rate_hz"], media.sample_rate_hz
+    stored_hz, rate_hz = self._stored_hz, media.sample_rate_hz
     seconds = samples.reshape(-1, stored_hz)
     if rate_hz == stored_hz:
       return seconds.copy()  # what was read from a file belongs to the record
     waves = seconds if self._spread else samples[None]
     wave = np.concatenate([media_lib.resample(x.astype(np.float32) / 32768, stored_hz, rate_hz) for x in waves])
     return transforms.cut_seconds(wave, rate_hz, np.arange(len(seconds)))
+
+
+def _places(shards: Sequence[dict[str, Any]]) -> dict[str, tuple[str, int, str]]:
+  """Clip -> split, position in it, file. Of a clip that several splits share, which each of them holds, the last copy."""
+  places: dict[str, tuple[str, int, str]] = {}
+  counts: dict[str, int] = {}
+  for shard in shards:
+    first = counts.get(shard["split"], 0)
+    places.update({clip: (shard["split"], first + i, shard["file"]) for i, clip in enumerate(shard["clips"])})
+    counts[shard["split"]] = first + len(shard["clips"])
+  return places
 
 
 class _Named(io.BytesIO):

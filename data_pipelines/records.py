@@ -7,14 +7,16 @@ Below a dataset folder, in records/<name>/1.0.0/, a TFDS directory:
   manifest.json                                      settings, counts, clips left out, shards with their clips; written last
   journal/                                           one file a finished shard: its sha256, each clip's files with theirs
 
-No file holds a time or a path outside the dataset folder, so that the same input gives the same bytes.
+No file holds a time or a path outside the dataset folder, so that the same input gives the same bytes; but for
+journal/*.stamps, which say when the media were touched last, so that they need not be hashed again. They may be deleted.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 VERSION = "1.0.0"
 MANIFEST = "manifest.json"
 JOURNAL = "journal"
+STAMPS = ".stamps"
 # JPEG and sound do not compress further, and a group of one record is what random access needs.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
@@ -71,6 +74,16 @@ def read_json(path: Path) -> Any:
     return None
   except ValueError as error:
     raise DataError(f"{path}: is damaged ({error}); delete it and run data_pipelines.prepare again") from error
+
+
+@contextlib.contextmanager
+def expecting(path: Path) -> Iterator[None]:
+  """Around code that takes a value of `read_json` apart: what does not fit is a DataError."""
+  try:
+    yield
+  except (KeyError, TypeError, AttributeError) as error:
+    reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+    raise DataError(f"{path}: is damaged ({reason}); delete it and run data_pipelines.prepare again") from error
 
 
 def partial_path(path: Path) -> Path:

@@ -8,7 +8,7 @@ changes any other shard.
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 
 from data_pipelines import records
 from data_pipelines.base import Dataset
-from data_pipelines.encode import Encoding, Fingerprint, encode_clip, source_files
+from data_pipelines.encode import Encoding, Fingerprint, Stamp, encode_clip, source_files
+from data_pipelines.prepare_suspects import in_flight
 from data_pipelines.schema import DataError, MediaError, Record, printable
 
 Rows = dict[str, dict[str, list[Record]]]  # split -> clip -> its annotation rows
@@ -60,9 +61,20 @@ class ShardEntry:
     return [entry for entry in self.clips if entry.reason]
 
   @classmethod
-  def from_json(cls, value: dict[str, Any]) -> "ShardEntry":
-    clips = [ClipEntry(x["clip"], tuple(Fingerprint(**file) for file in x["files"]), x["reason"]) for x in value["clips"]]
-    return cls(value["file"], value["split"], value["size"], value["sha256"], tuple(clips))
+  def from_json(cls, value: Any, path: Path) -> "ShardEntry":
+    """The value of the journal file `path`; raises DataError if it is no journal."""
+    with records.expecting(path):
+      clips = [ClipEntry(x["clip"], tuple(Fingerprint(**file) for file in x["files"]), x["reason"]) for x in value["clips"]]
+      return cls(value["file"], value["split"], value["size"], value["sha256"], tuple(clips))
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeClip:
+  """A clip's line in the journal, its serialised example (None if it cannot be used), and the stamps of its files."""
+
+  entry: ClipEntry
+  example: bytes | None
+  stamps: dict[str, Stamp]
 
 
 class SourceChanged(DataError):
@@ -96,9 +108,11 @@ class ShardMaker:
     folder: where they lie.
     rows: what `rows_by_clip` found.
     features: the TFDS features of their examples.
+    killers: clips that must not be decoded, and why.
   """
 
-  def __init__(self, dataset: Dataset, folder: Path, encoding: Encoding) -> None:
+  def __init__(self, dataset: Dataset, folder: Path, encoding: Encoding, killers: Mapping[str, str] | None = None) -> None:
+    self.killers = dict(killers or {})
     self.dataset, self.folder, self.encoding = dataset, folder, encoding
     self.rows = rows_by_clip(dataset)
     first = next((row for clips in self.rows.values() for found in clips.values() for row in found), None)
@@ -110,6 +124,10 @@ class ShardMaker:
   def journal(self, shard: Shard) -> Path:
     return self.folder / records.JOURNAL / f"{shard.file}.json"
 
+  def stamps(self, shard: Shard) -> Path:
+    """Beside the journal, because it differs from run to run: what saves hashing the media again, no more."""
+    return self.folder / records.JOURNAL / f"{shard.file}{records.STAMPS}"
+
   def finished(self, shard: Shard) -> ShardEntry | None:
     """The entry of a shard that is whole and up to date, None if it has to be made.
 
@@ -119,57 +137,73 @@ class ShardMaker:
     journal, path = self.journal(shard), self.folder / shard.file
     if (value := records.read_json(journal)) is None or not path.is_file():
       return None
-    entry, since_ns = ShardEntry.from_json(value), journal.stat().st_mtime_ns
+    entry, known = ShardEntry.from_json(value, journal), _read_stamps(self.stamps(shard))
     if path.stat().st_size != entry.size or records.file_sha256(path) != entry.sha256:
       return None
     for clip in entry.clips:
-      if changed := self._changed(shard.split, clip, since_ns):
+      if changed := self._changed(shard.split, clip, known):
         if clip.reason:
           return None
         raise SourceChanged(str(changed))
     return entry
 
-  def _changed(self, split: str, entry: ClipEntry, since_ns: int) -> Path | None:
+  def _changed(self, split: str, entry: ClipEntry, known: dict[str, Stamp]) -> Path | None:
     """The first file of a clip that is not as it was."""
     root = self.dataset.root
     paths = source_files(self.dataset, self.rows[split][entry.clip][0])
     for path, file in zip(paths, entry.files, strict=False):
-      if not file.holds(path, root, since_ns):
+      if not file.holds(path, root, known.get(file.path)):
         return path
     if len(paths) == len(entry.files):
       return None
     return paths[len(entry.files)] if len(paths) > len(entry.files) else root / entry.files[len(paths)].path
 
-  def make(self, shard: Shard, report: Callable[[str, str, str], None]) -> ShardEntry:
+  def make(self, shard: Shard, report: Callable[[str, str, str], bool]) -> ShardEntry:
     """Writes a shard and then its journal, each in one rename; calls `report` with split, clip and reason of every clip."""
-    path, entries = self.folder / shard.file, []
-    partial = records.partial_path(path)
+    partial = records.partial_path(self.folder / shard.file)
+    entries: list[ClipEntry] = []
+    stamps: dict[str, Stamp] = {}
     with _writer(partial) as write:
       for clip in shard.clips:
-        entry, example = self.entry(shard.split, clip)
-        if example is not None:
-          write(example)
-        entries.append(entry)
-        report(shard.split, clip, entry.reason)
+        made = self.make_clip(shard.split, clip)
+        if made.example is not None:
+          write(made.example)
+        entries.append(made.entry)
+        stamps |= made.stamps
+        report(shard.split, clip, made.entry.reason)
     _check_whole(partial, sum(not entry.reason for entry in entries))
     entry = ShardEntry(shard.file, shard.split, partial.stat().st_size, records.file_sha256(partial), tuple(entries))
-    self.publish(shard, partial, entry)
+    self.publish(shard, partial, entry, stamps)
     return entry
 
-  def publish(self, shard: Shard, partial: Path, entry: ShardEntry) -> None:
+  def publish(self, shard: Shard, partial: Path, entry: ShardEntry, stamps: dict[str, Stamp]) -> None:
     """The shard first: without its journal it counts for nothing."""
     partial.rename(self.folder / shard.file)
+    known = {path: dataclasses.asdict(stamp) for path, stamp in stamps.items()}
+    records.write_atomic(self.stamps(shard), records.dump_json(known).encode())
     records.write_atomic(self.journal(shard), records.dump_json(dataclasses.asdict(entry)).encode())
 
-  def entry(self, split: str, clip: str) -> tuple[ClipEntry, bytes | None]:
-    """A clip's line in the journal and its serialised example; None if it cannot be used."""
-    rows, files = self.rows[split][clip], ()
+  def make_clip(self, split: str, clip: str) -> MadeClip:
+    """Reads and encodes a clip."""
+    with in_flight(self.folder, split, clip) if clip not in self.killers else contextlib.nullcontext():
+      return self._make_clip(clip, self.rows[split][clip])
+
+  def _make_clip(self, clip: str, rows: list[Record]) -> MadeClip:
+    root, files, stamps = self.dataset.root, (), {}
     try:
-      files = tuple(Fingerprint.of(path, self.dataset.root) for path in source_files(self.dataset, rows[0]))
+      paths = source_files(self.dataset, rows[0])
+      before = [Stamp.of(path) for path in paths]  # first: what changes from here on differs from it
+      files = tuple(Fingerprint.of(path, root) for path in paths)
+      stamps = {file.path: stamp for file, stamp in zip(files, before, strict=True) if stamp.settled}
+      if clip in self.killers:
+        return MadeClip(ClipEntry(clip, files, self.killers[clip]), None, stamps)
       example = self._example(clip, rows)
+      for path, file, stamp in zip(paths, files, before, strict=True):
+        if not file.holds(path, root, stamp):
+          raise MediaError(path, "changed while it was read", "run again")
     except (MediaError, OSError) as error:
-      return ClipEntry(clip, files, self._reason(error)), None
-    return ClipEntry(clip, files, ""), example
+      return MadeClip(ClipEntry(clip, files, self._reason(error)), None, stamps)
+    return MadeClip(ClipEntry(clip, files, ""), example, stamps)
 
   def _example(self, clip: str, rows: list[Record]) -> bytes:
     encoded = encode_clip(self.dataset, rows[0], self.encoding)
@@ -187,6 +221,12 @@ class ShardMaker:
     """What is wrong with a clip, with paths relative to the dataset folder."""
     text = f"{error.path}: {error.reason}" if isinstance(error, MediaError) else str(error)
     return printable(text.replace(f"{self.dataset.root}{os.sep}", ""))
+
+
+def _read_stamps(path: Path) -> dict[str, Stamp]:
+  """The stamps beside a journal; {} without them."""
+  with records.expecting(path):
+    return {name: Stamp(**stamp) for name, stamp in (records.read_json(path) or {}).items()}
 
 
 @contextlib.contextmanager

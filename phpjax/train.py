@@ -55,7 +55,8 @@ def evaluate_again(config: ConfigDict, folder: pathlib.Path) -> Tree:
   with open_run(config, folder) as run:
     if not restore(run) or not (learned := run.position.task):
       raise UserError(f"--workdir={folder} has no learned task to evaluate: train first (--mode=train)")
-    run.history = {**run.history, "per_task": [], "drift": []}
+    # All that is scored now: other clips may be there, or left out, than when the run trained.
+    run.history = {**run.history, "per_task": [], "drift": [], "trivial": {}, "evaluated": {}}
     evaluate_seen(run, learned - 1)
     stopped_in = None if run.live is None else {"task": run.names[learned], "step": run.position.step}
     shown = {"tasks": run.names[:learned], "stopped_in": stopped_in, "model_selection": results.SELECTION}

@@ -32,8 +32,8 @@ def flags(root: pathlib.Path, out: pathlib.Path, *switches: str, dataset: str = 
 
 
 def tree(folder: pathlib.Path) -> dict[str, str]:
-  """sha256 of every file below a folder, by its path."""
-  files = [path for path in folder.rglob("*") if path.is_file()]
+  """sha256 of every file below a folder, by its path; but for the stamps, which differ from run to run."""
+  files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".stamps"]
   return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

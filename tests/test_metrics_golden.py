@@ -1,23 +1,19 @@
 """The scores equal the public evaluators' on golden inputs.
 
-PHPJAX_GOLDEN_METRICS names another folder of such files; sizes and expectations come from the files. The rows
-of AVVP on the official label files need those files: PHPJAX_ANNOTATIONS names the folder that holds
-avvp/*.csv.
+PHPJAX_GOLDEN_METRICS names another folder of such files; sizes and expectations come from the files. Those of AVVP on the
+official label files are compared in tests/test_metrics_annotations.py.
 """
 
-import csv
 import os
 import pathlib
 import re
 
 import numpy as np
-import pytest
 
 from phpjax.metrics import ave, avqa, avs, avvp, continual, grounding, retrieval, rows
 
 HERE = pathlib.Path(__file__).resolve().parent
 GOLDEN = pathlib.Path(os.environ.get("PHPJAX_GOLDEN_METRICS", HERE / "golden" / "metrics"))
-ANNOTATIONS = pathlib.Path(os.environ.get("PHPJAX_ANNOTATIONS", HERE.parents[1] / "shared" / "annotations"))
 COLUMNS = ("A", "V", "AV", "Type@AV", "Event@AV")
 
 
@@ -74,68 +70,6 @@ def test_avvp_event_matcher():
   g = golden("avvp")
   counts = avvp.event_counts(g["unit_pred"][..., None] > 0.5, g["unit_gt"][..., None] > 0.5)
   np.testing.assert_array_equal(counts[..., 0].T, g["unit_tp_fp_fn"])
-
-
-def read_tsv(name: str) -> list[dict[str, str]]:
-  path = ANNOTATIONS / "avvp" / name
-  if not path.exists():
-    pytest.skip(f"{path} is not there: set PHPJAX_ANNOTATIONS to a folder with the LLP label files in avvp/")
-  with open(path, newline="", encoding="utf-8") as file:
-    return list(csv.DictReader(file, delimiter="\t"))
-
-
-def official(split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Weak labels [N, C], dense audio and visual labels [N, 10, C] of the official files."""
-  clips = read_tsv(f"AVVP_{split}_pd.csv")
-  train = read_tsv("AVVP_train.csv")
-  names = {name for row in train for name in row["event_labels"].split(",")}
-  classes = ["Speech", *sorted(names - {"Speech"})]  # only the first place of Speech matters here
-  number = {row["filename"]: n for n, row in enumerate(clips)}
-  weak = np.zeros((len(clips), len(classes)))
-  for n, row in enumerate(clips):
-    weak[n, [classes.index(name) for name in row["event_labels"].split(",")]] = 1
-  dense = []
-  for modality in ("audio", "visual"):
-    grid = np.zeros((len(clips), 10, len(classes)))
-    for row in read_tsv(f"AVVP_eval_{modality}.csv"):
-      if row["filename"] in number:
-        seconds = slice(int(row["onset"]), int(row["offset"]))
-        grid[number[row["filename"]], seconds, classes.index(row["event_labels"])] = 1
-    dense.append(grid)
-  return weak, *dense
-
-
-@pytest.mark.parametrize("split", ["val", "test"])
-def test_avvp_on_the_official_labels(split):
-  g = golden("avvp")
-  weak, audio, visual = official(split)
-  clip_empty = [int((~grid.any((1, 2))).sum()) for grid in (audio, visual, audio * visual)]
-  cells = [int(grid.sum()) for grid in (audio, visual, audio * visual)]
-  np.testing.assert_array_equal(cells + clip_empty, g[f"official_{split}_gt_counts"])
-  speech = np.zeros_like(audio)
-  speech[..., 0] = 1
-  everywhere = np.broadcast_to(weak[:, None], audio.shape)
-  cases = {
-    "weak_oracle_all_segments": (everywhere, everywhere),
-    "all_negative": (0 * audio, 0 * visual),
-    "always_speech": (speech, speech),
-    "gt_oracle": (audio, visual),
-  }
-  for name, predicted in cases.items():
-    close(ten(avvp.evaluate(*predicted, audio, visual)), g[f"official_{split}_{name}"])
-  best = avvp.trivial(audio, visual)[1][avvp.MAIN]
-  for name in ("all_negative", "always_speech"):
-    assert 100 * best >= g[f"official_{split}_{name}"][3] - 1e-6
-
-
-def test_php_score_of_always_speech_on_the_official_labels():
-  weak, audio, _ = official("test")
-  scores = np.zeros_like(audio)
-  scores[..., 0] = 1
-  # 1373 of 2179 in the release's protocol, which also counts the one label twice that its clip lists twice;
-  # and 52.08 % with each clip counted once (DG-SCT's few-shot protocol).
-  close(avvp.php_top1(scores, weak, per_label=True)["php_top1"], 1373 / (2179 - 1))
-  close(avvp.php_top1(scores, weak)["php_top1"], 625 / 1200)
 
 
 def test_php_simplified():

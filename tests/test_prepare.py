@@ -235,6 +235,24 @@ def test_wrong_input_is_one_line(tmp_path, many, capsys):
   refused(capsys, flags(many, tmp_path / "empty"), "have no rows")
 
 
+@pytest.mark.parametrize("percent", ["nan", "-1", "101", "inf"])
+def test_a_percentage_that_is_none_is_refused(tmp_path, many, capsys, percent):
+  with pytest.raises(SystemExit) as ended:
+    prepare.main(flags(many, tmp_path / "out", max_broken_percent=percent))
+  assert ended.value.code == 2 and "--max_broken_percent must be between 0 and 100" in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
+
+
+def test_a_clip_that_splits_share_is_stored_for_each_and_counted_so_in_the_space(tmp_path, capsys):
+  raw = make_many(tmp_path / "raw", splits={"train": range(10), "test": range(10)})
+  assert prepare.main(flags(raw, tmp_path / "out")) == 0
+  assert "20 clips need about" in capsys.readouterr().err
+  counts = manifest(tmp_path / "out")["splits"]
+  assert counts["train"]["written"] == counts["test"]["written"] == 10
+  again = DATASETS["ave"](tmp_path / "out")
+  assert {again.prepared.shard_of(again.clip_key(row))[0] for row in again.records("train")} == {"test"}, "one copy is read"
+
+
 def test_label_files_that_hide_others_are_found_out(tmp_path, many, capsys):
   """A folder that holds labels of something else would make the reader see both."""
   (tmp_path / "out/AVE").mkdir(parents=True)

@@ -1,17 +1,21 @@
 """`python -m data_pipelines.prepare` run again: after a kill, with nothing to do, with other settings, with mended clips."""
 
+import itertools
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
 
+import fabricate
 import pytest
-from preparing import COUNT, ROOT, TIMEOUT_S, flags, journals, make_many, manifest, refused, shards, tree
+from preparing import COUNT, PER_SHARD, ROOT, TIMEOUT_S, flags, journals, make_many, manifest, refused, shards, tree
 
-from data_pipelines import prepare
+from data_pipelines import encode, prepare, progress
 from data_pipelines.shards import ShardMaker
 
 # The command, killing itself when so many shards are finished: before the next is renamed, or before its journal is.
@@ -22,10 +26,10 @@ from data_pipelines import prepare, records, shards
 finished, where = int(sys.argv[1]), sys.argv[2]
 publish, write, done = shards.ShardMaker.publish, records.write_atomic, []
 
-def killing_publish(self, shard, partial, entry):
+def killing_publish(self, shard, partial, entry, stamps):
   if len(done) == finished and where == "shard":
     os.kill(os.getpid(), signal.SIGKILL)
-  publish(self, shard, partial, entry)
+  publish(self, shard, partial, entry, stamps)
   done.append(shard)
 
 def killing_write(path, content):
@@ -42,8 +46,8 @@ SLOW = """
 import signal, sys, time
 from data_pipelines import prepare, shards
 
-entry = shards.ShardMaker.entry
-shards.ShardMaker.entry = lambda *arguments: time.sleep(0.1) or entry(*arguments)
+make_clip = shards.ShardMaker.make_clip
+shards.ShardMaker.make_clip = lambda *arguments: time.sleep(0.1) or make_clip(*arguments)
 
 if __name__ == "__main__":
   signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -211,3 +215,100 @@ def test_one_worker_names_a_broken_clip_when_it_meets_it(tmp_path, many, capsys,
   monkeypatch.setattr(ShardMaker, "publish", lambda *args: (seen.append(capsys.readouterr().err), publish(*args)))
   assert prepare.main(flags(many, tmp_path / "out")) == 0
   assert "left out: train clip clip_000001: clip_000001.mp4: " in seen[0] and len(seen) == 4
+
+
+# What tells that a source file changed.
+
+
+def rewritten(path: pathlib.Path) -> bytes:
+  """Changes a byte and gives the old content; the size and the time of the last change stay."""
+  content, status = path.read_bytes(), path.stat()
+  path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+  os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+  return content
+
+
+@pytest.mark.parametrize("settled_s", [0, 2])
+def test_a_copy_of_the_output_does_not_hide_a_change(tmp_path, many, capsys, monkeypatch, settled_s):
+  """The copy's files are younger than the change."""
+  monkeypatch.setattr(encode, "SETTLED_S", settled_s)
+  assert prepare.main(flags(many, tmp_path / "out")) == 0
+  video = many / "AVE/clip_000003.mp4"
+  time.sleep(0.05)  # a tick of the clock
+  content = rewritten(video)
+  shutil.copytree(tmp_path / "out", tmp_path / "copy", copy_function=shutil.copyfile)
+  refused(capsys, flags(many, tmp_path / "copy"), str(video), "--overwrite")
+  video.write_bytes(content)
+  assert prepare.main(flags(many, tmp_path / "copy")) == 0
+
+
+def test_files_that_nobody_touched_are_not_read_again(tmp_path, many, monkeypatch):
+  monkeypatch.setattr(encode, "SETTLED_S", 0)
+  assert prepare.main(flags(many, tmp_path / "out")) == 0
+  read, sha256 = [], encode.file_sha256
+  monkeypatch.setattr(encode, "file_sha256", lambda path: read.append(path.name) or sha256(path))
+  assert prepare.main(flags(many, tmp_path / "out")) == 0 and read == []
+  os.utime(many / "AVE/clip_000004.mp4")
+  assert prepare.main(flags(many, tmp_path / "out")) == 0 and read == ["clip_000004.mp4"]
+  stamps = next((tmp_path / "out").rglob("*.stamps"))
+  stamps.unlink()  # they may be deleted
+  encode._kept_sha256.cache_clear()
+  assert prepare.main(flags(many, tmp_path / "out")) == 0 and len(read) == 1 + PER_SHARD
+
+
+def test_a_change_before_the_journal_is_written_is_seen(tmp_path, many, capsys, monkeypatch):
+  publish, video = ShardMaker.publish, many / "AVE/clip_000001.mp4"
+  with monkeypatch.context() as patched:
+    patched.setattr(ShardMaker, "publish", lambda self, shard, *rest: (shard.file.endswith("00000-of-00004")
+                    and rewritten(video), publish(self, shard, *rest)))  # fmt: skip
+    assert prepare.main(flags(many, tmp_path / "out")) == 0
+  refused(capsys, flags(many, tmp_path / "out"), str(video), "--overwrite")
+
+
+def test_a_clip_that_changes_while_it_is_read_is_left_out_and_made_by_the_next_run(tmp_path, many, capsys, monkeypatch):
+  example, video = ShardMaker._example, many / "AVE/clip_000001.mp4"  # no clip that tells the space needed
+  kept = {}
+
+  def changing(self, clip: str, rows: list) -> bytes:
+    found = example(self, clip, rows)
+    if clip == video.stem:
+      kept[video] = rewritten(video)
+    return found
+
+  with monkeypatch.context() as patched:
+    patched.setattr(ShardMaker, "_example", changing)
+    assert prepare.main(flags(many, tmp_path / "out")) == 0
+  assert "clip_000001: clip_000001.mp4: changed while it was read" in capsys.readouterr().err
+  video.write_bytes(video.read_bytes() + bytes(8))
+  assert prepare.main(flags(many, tmp_path / "out", "--strict")) == 0 and manifest(tmp_path / "out")["left_out"] == []
+
+
+@pytest.mark.parametrize("which", ["the last frame", "the sound"])
+def test_every_file_of_a_clip_counts(tmp_path, capsys, which):
+  fabricate.LAYOUTS["ave"]["dg_sct"](tmp_path / "raw")
+  assert prepare.main(flags(tmp_path / "raw", tmp_path / "out")) == 0
+  root, clip = tmp_path / "raw/AVE", fabricate.CLIP_IDS[0]
+  changed = root / f"wave/{clip}.npy" if which == "the sound" else sorted((root / "frames" / clip).iterdir())[-1]
+  content = rewritten(changed)
+  refused(capsys, flags(tmp_path / "raw", tmp_path / "out"), str(changed), "--overwrite")
+  changed.write_bytes(content)
+  assert prepare.main(flags(tmp_path / "raw", tmp_path / "out")) == 0
+
+
+# Progress.
+
+
+def test_progress_counts_what_is_left_to_make_and_says_how_long_it_takes(tmp_path, many, capsys, monkeypatch):
+  assert prepare.main(flags(many, tmp_path / "out")) == 0
+  journals(tmp_path / "out")[1].unlink()
+  journals(tmp_path / "out")[2].unlink()
+  capsys.readouterr()
+  ticks = itertools.count(0, 11)  # seconds between two looks at the clock
+  monkeypatch.setattr(progress, "time", types.SimpleNamespace(monotonic=lambda: next(ticks)))
+  assert prepare.main(flags(many, tmp_path / "out")) == 0
+  lines = [
+    line for line in capsys.readouterr().err.splitlines() if "clips" in line and "space" not in line and "need" not in line
+  ]
+  assert lines[0] == "prepare: 1/10 clips, 11 s, about 99 s left"
+  assert lines[1] == "prepare: 2/10 clips, 22 s, about 88 s left"
+  assert lines[-1].startswith("prepare: 10 clips in ")

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import DATASETS, DataError, Media, MediaError, bench
+from data_pipelines import DATASETS, DataError, Media, MediaError, bench, records
 from data_pipelines.base import ClipCache, Dataset
 from data_pipelines.encode import Encoding
 from data_pipelines.prepare import Options, prepare
+from data_pipelines.prepared import PreparedStore
 
 MEDIA = Media(image_size=16, sample_rate_hz=16000)
 LAYOUTS = [(name, layout) for name, layouts in fabricate.LAYOUTS.items() for layout in layouts]
@@ -151,6 +152,28 @@ def test_records_that_are_not_complete_or_damaged_are_refused(tmp_path):
     DATASETS["ave"](tmp_path / "out").coverage("train")
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", "7", '{"settings": {}, "shards": [], "left_out": []}', '{"settings": 1}'])
+def test_a_manifest_that_is_none_is_one_clear_line(tmp_path, content):
+  (tmp_path / records.MANIFEST).write_text(content)
+  with pytest.raises(
+    DataError, match=r"manifest\.json: is damaged \(.*\); delete it and run data_pipelines\.prepare"
+  ) as caught:
+    PreparedStore(tmp_path, spread=False)
+  assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spread", [True, False])
+def test_seconds_of_a_longer_clip_do_not_ring_into_each_other(tmp_path, spread):
+  """Resampled as one wave a loud second would be heard at the end of the silent one before it, which was not its neighbour."""
+  manifest = {"settings": {"sample_rate_hz": 8000}, "shards": [], "left_out": []}
+  (tmp_path / records.MANIFEST).write_text(json.dumps(manifest))
+  loud = np.full(8000, 20000, np.int16)
+  samples = np.concatenate([0 * loud, loud, 0 * loud])
+  found = PreparedStore(tmp_path, spread=spread)._audio(samples, Media(16, 16000))
+  assert found.shape == (3, 16000) and found[1].max() > 19000
+  assert bool(found[0].any()) == bool(found[2].any()) == (not spread)
+
+
 def test_benchmark_says_what_it_measured(pair, capsys):
   raw, again = pair("ave", "official")
   pack, _ = pair("ave", "dg_sct")
@@ -159,4 +182,5 @@ def test_benchmark_says_what_it_measured(pair, capsys):
     for line in capsys.readouterr().out.splitlines():
       name, threads, _, rate, _, per_core, *_ = line.split()
       assert name == kind and float(rate) == pytest.approx(int(threads) * float(per_core), rel=0.01, abs=0.1 * int(threads))
+  assert bench.main([f"--root={raw.root}", "--clips=1"]) == 2 and "--clips 2 or more" in capsys.readouterr().err
   assert bench.main(["--dataset=avee"]) == 2 and "music_avqa" in capsys.readouterr().err
