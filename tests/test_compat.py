@@ -179,7 +179,9 @@ def test_the_release_on_the_toybox_differs_in_compat_decay_and_mirroring_only():
   differing = {field for field in ours if ours[field] != theirs[field]}
   decay = {f"opt.{label}.weight_decay" for label in ("shared", "prompts")}
   assert not len(theirs["data.mirrored"]) and len(ours["data.mirrored"])
-  assert differing - decay - {"method.compat", "data.mirrored"} == {o for o, v in compat.OPTIONS.items() if v.paper != v.released}
+  assert differing - decay - {"method.compat", "data.mirrored"} == {
+    o for o, v in compat.OPTIONS.items() if v.paper != v.released
+  }
 
 
 @pytest.mark.parametrize(
