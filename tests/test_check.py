@@ -255,7 +255,7 @@ def linked(source: pathlib.Path, target: pathlib.Path, **changes: bytes) -> path
 @pytest.fixture
 def published() -> pathlib.Path:
   if not ANNOTATIONS.is_dir():
-    pytest.skip(f"no published annotation files in {ANNOTATIONS}; set PHPJAX_ANNOTATIONS to their folder")
+    pytest.fail(f"no published annotation files in {ANNOTATIONS}; set PHPJAX_ANNOTATIONS to their folder")
   return ANNOTATIONS
 
 

@@ -198,7 +198,7 @@ def test_files_of_no_row_and_names_that_are_no_utf8(run, copy_of):
   with open(os.fsencode(ave) + b"/AVE/video/caf\xe9.mp4", "wb") as file:
     file.write(b"x")
   code, text, _ = run("ave", ave)
-  assert code == 1 and "AVE/video: 1 name not in UTF-8, which no row can mean: caf\\xe9.mp4" in text
+  assert code == 1 and "AVE/video: 1 name not in UTF-8, which no row can mean: caf\\udce9.mp4" in text
 
 
 def test_sample_decodes_the_same_clips_each_time(run, copy_of, monkeypatch):
