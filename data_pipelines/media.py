@@ -86,7 +86,7 @@ def _stream(container: av.container.InputContainer, kind: str, path: Path | str)
   if not streams:
     raise MediaError(path, f"has no {kind} track", f"a clip needs one: {AGAIN}")
   if streams[0].codec_context is None:
-    raise MediaError(path, f"has a {kind} track of an unknown kind, which cannot be decoded", AGAIN)
+    raise MediaError(path, f"its {kind} track is of an unknown kind, which cannot be decoded", AGAIN)
   # The loader's threads already fill the cores, and small clips lose more to thread start than they gain.
   streams[0].codec_context.thread_count = 1
   return streams[0]

@@ -158,10 +158,10 @@ class MusicAVQA(Dataset):
   def _row(self, row: dict[str, Any], where: str) -> Question:
     if missing := [key for key in _REQUIRED if not isinstance(row, dict) or key not in row]:
       raise DataError(f"{where}: no field {', '.join(missing)}; {FETCH}")
+    where = f"{where} (question_id {row['question_id']!s:.80})"
     for key in ("video_id", "question_id"):
       if not isinstance(row[key], (str, int)):
         raise DataError(f"{where}: {key} must be text or a number, got {row[key]!r:.80}; {FETCH}")
-    where = f"{where} (question_id {row['question_id']})"
     if not (name := f"{row['video_id']}/{row['question_id']}").isprintable():  # JSON can spell what no terminal takes
       raise DataError(f"{where}: {name!r} names no clip and question; {FETCH}")
     for key in ("question_content", "anser"):

@@ -3,8 +3,8 @@
 `MAKERS[dataset](folder)` makes the toybox's layout of a dataset; `LAYOUTS[dataset][layout](data_root)` every layout in which it
 is distributed, with the same clips and labels, below the folder names that belong to it.
 
-The clips of a benchmark differ: clip number n (0, 1, 2; `number` of its name) is n * `TINT` greener and n * `STEP_HZ` higher, so
-that whoever reads the wrong one is found out.
+The clips of a benchmark differ: clip number n (0, 1, 2; `number` of its name) is n * `TINT` greener and n * `STEP_HZ` higher,
+so that whoever reads the wrong one is found out.
 """
 
 import functools

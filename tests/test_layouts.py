@@ -135,6 +135,19 @@ def test_ave_order_that_does_not_fit_is_one_clear_line(roots, tmp_path, content,
   assert "\n" not in str(caught.value)
 
 
+def test_a_huge_ave_order_file_is_refused_by_its_size(roots, tmp_path):
+  root = shutil.copytree(roots["ave", "dg_sct"] / "AVE", tmp_path / "AVE")
+  (root / "train_order.h5").unlink()
+  with h5py.File(root / "train_order.h5", "w") as file:
+    file.create_dataset("order", shape=(10**13,), dtype=np.int64, chunks=(10**6,))  # 80 TB in a few bytes
+  with pytest.raises(DataError, match=r"train_order\.h5: its dataset 'order' is int64 \[10000000000000\], not row numbers"):
+    AVE(root).records("train")
+  with h5py.File(root / "train_order.h5", "w") as file:
+    file.create_group("order")
+  with pytest.raises(DataError, match="has no readable dataset 'order'"):
+    AVE(root).records("train")
+
+
 def test_ave_order_file_that_cannot_be_read_is_one_clear_line(roots, tmp_path):
   root = shutil.copytree(roots["ave", "dg_sct"] / "AVE", tmp_path / "AVE")
   write_order(root / "train_order.h5", np.array([0]), "avadataset")
