@@ -74,10 +74,8 @@ def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
   try:
     with av.open(str(path), metadata_errors="ignore") as container:  # titles are not always UTF-8
       yield container
-  except av.error.FFmpegError as error:
-    raise MediaError(path, f"cannot be decoded ({error.strerror})", AGAIN) from error
-  except _Damaged as error:
-    raise MediaError(path, f"cannot be decoded ({error})", AGAIN) from error
+  except (av.error.FFmpegError, _Damaged) as error:
+    raise MediaError(path, f"cannot be decoded ({getattr(error, 'strerror', error)})", AGAIN) from error
 
 
 def _stream(container: av.container.InputContainer, kind: str, path: Path | str) -> av.stream.Stream:
@@ -233,9 +231,8 @@ def decode_clip(path: Path | str, media: Media, seconds: int, *, spread: bool = 
     spread: show T seconds spread over a longer clip (MUSIC-AVQA) instead of the first T.
 
   Returns:
-    Clip: for each second the frame nearest to its middle and its samples; a shorter clip holds its last frame
-      and is
-    silent after its end.
+    Clip: for each second the frame nearest to its middle and its samples; a shorter clip holds its last frame and is silent
+      after its end.
 
   Raises:
     MediaError: as `read_seconds`.
@@ -267,11 +264,9 @@ def read_seconds(path: Path | str, seconds: int, *, spread: bool = False) -> Sec
 
 
 def decode_video(path: Path | str, times: Sequence[float], media: Media) -> tuple[np.ndarray, float]:
-  """Frames nearest to `times` (rising, in seconds) -> uint8 [len(times), H, W, 3] and the file's duration in
-  seconds.
+  """Frames nearest to `times` (rising, in seconds) -> uint8 [len(times), H, W, 3] and the file's duration in seconds.
 
-  Raises:
-    MediaError: as `decode_clip`; the file needs no audio here.
+  Raises MediaError as `decode_clip`; the file needs no audio here.
   """
   with _opened(path) as container:
     stream = _stream(container, "video", path)
@@ -287,8 +282,7 @@ def decode_video(path: Path | str, times: Sequence[float], media: Media) -> tupl
 def decode_audio(path: Path | str, sample_rate_hz: int) -> np.ndarray:
   """All sound of a media file (mp4, wav, flac, mp3 ...) -> float32 [n] in [-1, 1], mono.
 
-  Raises:
-    MediaError: missing or broken file, no audio track or an empty one.
+  Raises MediaError: missing or broken file, no audio track or an empty one.
   """
   with _opened(path) as container:
     stream = _stream(container, "audio", path)
@@ -304,8 +298,7 @@ def decode_audio(path: Path | str, sample_rate_hz: int) -> np.ndarray:
 def read_npy_wave(path: Path | str, sample_rate_hz: int) -> np.ndarray:
   """`wave/<id>.npy` of DG-SCT and PHP, 32 kHz and any number type -> float32 [n] in [-1, 1].
 
-  Raises:
-    MediaError: missing or broken file, or one that holds anything but finite numbers (pickles are never opened).
+  Raises MediaError: missing or broken file, or one that holds anything but finite numbers (pickles are never opened).
   """
   try:
     with open(path, "rb") as file:
@@ -384,8 +377,7 @@ def _load_image(path: Path | str) -> Image.Image:
 def read_frames(folder: Path, media: Media, seconds: int) -> np.ndarray:
   """A folder of numbered jpg or png frames -> uint8 [T, H, W, 3], the files of `frame_files`.
 
-  Raises:
-    MediaError: no folder, no pictures in it, or a broken picture.
+  Raises MediaError: no folder, no pictures in it, or a broken picture.
   """
   chosen = frame_files(folder, seconds)
   pictures = {path: read_image(path, media) for path in dict.fromkeys(chosen)}
