@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.base import ClipLayout, Dataset, named_splits, read_lines
+from data_pipelines.base import ClipLayout, Dataset, is_second, named_splits, read_lines
 from data_pipelines.schema import FETCH, DataError, Example, Record, index_of, order_splits
 
 # Order of first appearance in Annotations.txt, which is the channel order of the original label arrays.
@@ -47,8 +47,9 @@ CATEGORIES = (
   "Accordion",
   "Mandolin",
 )
+MAX_ROWS = 10_000_000  # of an order file
 _SET_FILE, _ORDER_FILE = re.compile(r"(\w+)Set\.txt"), re.compile(r"(\w+)_order\.h5")
-_ANNOTATIONS = ("Annotations.txt", "Annotations_with_domain.txt")  # PHP's copy has a sixth field
+ANNOTATIONS = ("Annotations.txt", "Annotations_with_domain.txt")  # PHP's copy has a sixth field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +86,8 @@ class AVE(Dataset):
     return self._rows(self._annotations())
 
   def _annotations(self) -> Path:
-    if not (path := self._find(*_ANNOTATIONS)):
-      raise DataError(f"AVE: no {' or '.join(_ANNOTATIONS)} in {self.label_root}; it comes with AVE_Dataset.zip")
+    if not (path := self.find_file(*ANNOTATIONS)):
+      raise DataError(f"AVE: no {' or '.join(ANNOTATIONS)} in {self.label_root}; it comes with AVE_Dataset.zip")
     return path
 
   def _read(self, split: str) -> list[Event]:
@@ -117,11 +118,11 @@ class AVE(Dataset):
     return rows
 
   def _row(self, fields: list[str], where: str) -> Event:
-    if len(fields) < 5 or not (fields[3].isdecimal() and fields[4].isdecimal()):
-      raise DataError(f"{where}: expected Category&VideoID&Quality&StartTime&EndTime, got {'&'.join(fields)!r}; {FETCH}")
+    if len(fields) < 5 or not (is_second(fields[3]) and is_second(fields[4])):
+      raise DataError(f"{where}: expected Category&VideoID&Quality&StartTime&EndTime, got {'&'.join(fields)!r:.200}; {FETCH}")
     category, video, _, start, end = fields[:5]
     if category not in self._index:
-      raise DataError(f"{where}: unknown category {category!r}; list all in categories.txt beside this file")
+      raise DataError(f"{where}: unknown category {category!r:.200}; list all in categories.txt beside this file")
     return Event(video, video, self._index[category], int(start), int(end))
 
   def labels(self, record: Event) -> Example:
@@ -136,9 +137,12 @@ def read_order(path: Path) -> list[int]:
 
   try:
     with h5py.File(path, "r") as file:
-      order = np.asarray(file["order"])
-  except (OSError, KeyError, TypeError, RuntimeError) as error:
-    raise DataError(f"{path}: has no readable dataset 'order' ({error}); {FETCH}".replace("\n", " ")) from error
-  if order.ndim != 1 or order.dtype.kind not in "iu":
-    raise DataError(f"{path}: its dataset 'order' is {order.dtype} {list(order.shape)}, not row numbers; {FETCH}")
-  return order.tolist()
+      stored = file["order"]
+      if stored.ndim != 1 or stored.dtype.kind not in "iu" or stored.size > MAX_ROWS:  # a few bytes can announce any size
+        raise DataError(f"{path}: its dataset 'order' is {stored.dtype} {list(stored.shape)}, not row numbers; {FETCH}")
+      return np.asarray(stored).tolist()
+  except DataError:
+    raise
+  except Exception as error:  # damaged bytes fail in every way that HDF5 does
+    reason = f"has no readable dataset 'order' ({type(error).__name__}: {error})"
+    raise DataError(f"{path}: {reason}; {FETCH}".replace("\n", " ")) from error

@@ -5,9 +5,8 @@ beside it, or around it (PHP), with `visual_frames`, `audio_wav` and `gt_masks`.
 `audio_wav` is missing. The pickled spectrograms of the original packs are never opened.
 """
 
-import csv
 import dataclasses
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import ClassVar
 
@@ -54,6 +53,11 @@ class Segmentation(Record):
   masks: int
 
 
+def _pictures(paths: Iterable[Path]) -> list[Path]:
+  """The paths of files, each as it is there if only its ending is in capitals."""
+  return [media_lib.present(path) or path for path in paths]
+
+
 class Masks(Dataset):
   """What S4 and MS3 share: a table of clips, and masks beside frames and sound.
 
@@ -81,18 +85,18 @@ class Masks(Dataset):
 
   def _read_meta(self, path: Path) -> list[tuple[dict[str, str], str]]:
     """The rows of the table, each with the place to name in an error."""
-    lines = csv.reader(read_lines(path))
-    table = [([field.strip() for field in row], f"{path}:{lines.line_num}") for row in lines if any(map(str.strip, row))]
+    lines = [[field.strip() for field in line.split(",")] for line in read_lines(path)]  # no field is quoted
+    table = [(row, f"{path}:{number}") for number, row in enumerate(lines, 1) if any(row)]
     names = [name.lower() for name in table[0][0]] if table else []
     places, width = dict(self.columns), len(names)
     if "split" in names:
       table.pop(0)
       places |= {name: names.index(name) for name in self.columns if name in names}
     if table and max(places.values()) >= width:
-      raise DataError(f"{path}: expected the columns {', '.join(self.columns)}, got {','.join(names)!r}; {FETCH}")
+      raise DataError(f"{path}: expected the columns {', '.join(self.columns)}, got {','.join(names)!r:.200}; {FETCH}")
     for row, where in table:
       if len(row) != width:
-        raise DataError(f"{where}: expected {width} fields, got {','.join(row)!r}; {FETCH}")
+        raise DataError(f"{where}: expected {width} fields, got {','.join(row)!r:.200}; {FETCH}")
     ids = [row[places["name"]] for row, _ in table]
     if ids and any(ids == [str(first + i) for i in range(len(ids))] for first in (0, 1)):
       raise DataError(f"{path}: a column that counts the rows stands where the names of clips should; {FETCH}")
@@ -113,18 +117,18 @@ class Masks(Dataset):
   def frames(self, record: Segmentation) -> list[Path]:
     """The pictures of a clip, one a second."""
     folder = self._folder("visual_frames", record) / record.clip
-    return [folder / f"{record.clip}_{k}.png" for k in range(1, self.seconds + 1)]
+    return _pictures(folder / f"{record.clip}_{k}.png" for k in range(1, self.seconds + 1))
 
   def masks(self, record: Segmentation) -> list[Path]:
     """The masks of a clip, of its leading seconds."""
     folder = self._folder("gt_masks", record) / record.clip
-    return [folder / f"{record.clip}_{k}.png" for k in range(1, record.masks + 1)]
+    return _pictures(folder / f"{record.clip}_{k}.png" for k in range(1, record.masks + 1))
 
   def sound(self, record: Segmentation) -> Path:
     """The wav of a clip; without one the AVS.npy that should hold it, if that exists."""
     wav = self._folder("audio_wav", record) / f"{record.clip}.wav"
     packed = self._folder("wave", record) / waves.FILE_NAME
-    return packed if not wav.is_file() and packed.is_file() else wav
+    return media_lib.present(wav) or (packed if packed.is_file() else wav)
 
   def pictures(self, record: Segmentation) -> tuple[list[Path], list[Path]]:
     return self.frames(record), self.masks(record)
@@ -184,7 +188,7 @@ class AVSBench(Masks):
     self._index = index_of(self.classes)
     for row, where in self._rows:
       if row["category"] not in self._index:
-        raise DataError(f"{where}: unknown category {row['category']!r}; list all in categories.txt beside this file")
+        raise DataError(f"{where}: unknown category {row['category']!r:.200}; list all in categories.txt beside this file")
 
   def labels(self, record: Segmentation) -> Example:
     return {**super().labels(record), "class": np.int32(self._index[record.category])}
@@ -206,4 +210,4 @@ class AVSBenchMS3(Masks):
   def frames(self, record: Segmentation) -> list[Path]:
     """The pictures of a clip, one a second, in one folder for all splits."""
     folder = self.data_root / "visual_frames" / record.clip
-    return [folder / f"{record.clip}.mp4_{k}.png" for k in range(1, self.seconds + 1)]
+    return _pictures(folder / f"{record.clip}.mp4_{k}.png" for k in range(1, self.seconds + 1))

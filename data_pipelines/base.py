@@ -17,6 +17,8 @@ from data_pipelines.prepared import PreparedStore, open_store
 from data_pipelines.schema import FETCH, DataError, Example, Media, MediaError, Record, order_splits
 
 DEFAULT_CACHE_BYTES = 1_500_000_000
+# Larger files beside the labels are features, or somebody's own: not worth the reading.
+MAX_LABEL_BYTES = 64 << 20
 TOYBOX_HINT = "put the benchmark there, or make the toybox with: python -m data_pipelines.toybox --out={root}"
 
 
@@ -87,6 +89,8 @@ class ClipLayout:
     video: folders of `<clip>.mp4`.
     frames: folders of `<clip>/00000001.jpg`.
     wave: folders of `<clip>.npy` or `<clip>.wav`.
+
+  Endings may be in capitals.
   """
 
   video: tuple[str, ...]
@@ -97,15 +101,18 @@ class ClipLayout:
     """(video,) or (frames folder, wave file) of the first name that has one; () if the clip is missing."""
     for name in names:
       for folder in self.video:
-        if (path := root / folder / f"{name}.mp4").is_file():
+        if path := media_lib.present(root / folder / f"{name}{media_lib.VIDEO}"):
           return (path,)
     for name in names:
       frames = next((p for f in self.frames if (p := root / f / name).is_dir()), None)
-      waves = (root / f / (name + ending) for f in self.wave for ending in (".npy", ".wav"))
-      wave = next((p for p in waves if p.is_file()), None)
-      if frames and wave:
+      if frames and (wave := self.find_wave(root, name)):
         return frames, wave
     return ()
+
+  def find_wave(self, root: Path, name: str) -> Path | None:
+    """The wave file of a clip, whether or not its frames are there."""
+    waves = (root / folder / f"{name}{ending}" for folder in self.wave for ending in media_lib.WAVES)
+    return next(filter(None, map(media_lib.present, waves)), None)
 
 
 class Dataset:
@@ -130,7 +137,7 @@ class Dataset:
 
   def __init__(self, root: Path | str) -> None:
     """Finds the dataset below a data root, or at it; raises DataError if it is not there."""
-    self.root = self._locate(Path(root))
+    self.root = self._located(Path(root))
     self.label_root = self._labels(self.root)[0].parent
     self._records: dict[str, list[Record]] = {}
 
@@ -140,23 +147,31 @@ class Dataset:
     return next((found for pattern in cls.label_files if (found := sorted(folder.glob(pattern)))), [])
 
   @classmethod
-  def _locate(cls, root: Path) -> Path:
-    places = [root / name for name in cls.folders] + [root]
-    for place in places:
-      if cls._labels(place):
-        return place
+  def _places(cls, root: Path) -> list[Path]:
+    """Where the dataset may lie, below a data root or at it."""
+    return [root / name for name in cls.folders] + [root]
+
+  @classmethod
+  def locate(cls, root: Path) -> Path | None:
+    """The folder of the dataset below a data root, or at it: the first with label files; None if there is none."""
+    return next(filter(cls._labels, cls._places(root)), None)
+
+  @classmethod
+  def _located(cls, root: Path) -> Path:
+    if place := cls.locate(root):
+      return place
     names = dict.fromkeys(Path(pattern).name for pattern in cls.label_files)
     raise DataError(
-      f"{cls.__name__}: no {' or '.join(names)} in {' or '.join(map(str, places))}; " + TOYBOX_HINT.format(root=root)
+      f"{cls.__name__}: no {' or '.join(names)} in {' or '.join(map(str, cls._places(root)))}; " + TOYBOX_HINT.format(root=root)
     )
 
-  def _find(self, *names: str) -> Path | None:
+  def find_file(self, *names: str) -> Path | None:
     """The first file of these names, such as categories.txt, beside the labels or at the dataset's root."""
     return next((p for name in names for f in (self.label_root, self.root) if (p := f / name).is_file()), None)
 
   def _read_categories(self, official: tuple[str, ...]) -> tuple[str, ...]:
     """Class names of the root's categories.txt, one a line, or the official ones."""
-    if not (path := self._find("categories.txt")):
+    if not (path := self.find_file("categories.txt")):
       return official
     names = tuple(line.strip() for line in read_lines(path) if line.strip())
     if not names or len(set(names)) != len(names):
@@ -218,7 +233,7 @@ class Dataset:
     """The media of a row: visual uint8 [T, H, W, 3], audio int16 [T, S]; raises MediaError."""
     files = self.clip_files(record)
     if not files:
-      usual = self.root / self.layout.video[0] / f"{self.clip_names(record)[0]}.mp4"
+      usual = self.root / self.layout.video[0] / f"{self.clip_names(record)[0]}{media_lib.VIDEO}"
       raise MediaError(usual, f"no such file, nor frames and wave of clip {record.clip!r}", media_lib.AGAIN)
     if len(files) == 1:
       clip = media_lib.decode_clip(files[0], media, self.seconds, spread=self.spread)
@@ -230,7 +245,7 @@ class Dataset:
 
   def _read_wave(self, path: Path, media: Media) -> np.ndarray:
     """Sound beside frames -> int16 [T, S]."""
-    read = media_lib.read_npy_wave if path.suffix == ".npy" else media_lib.decode_audio
+    read = media_lib.read_npy_wave if path.suffix.lower() == ".npy" else media_lib.decode_audio
     return self._seconds_of(read(path, media.sample_rate_hz), media)
 
   def _seconds_of(self, wave: np.ndarray, media: Media) -> np.ndarray:
@@ -367,6 +382,11 @@ def read_lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8-sig").splitlines()
   except (OSError, UnicodeDecodeError) as error:
     raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); {FETCH}") from error
+
+
+def is_second(text: str) -> bool:
+  """Whether a field of a label file is a whole number of seconds."""
+  return text.isdecimal() and len(text) < 10
 
 
 def named_splits(paths: Sequence[Path], pattern: re.Pattern[str]) -> dict[str, Path]:

@@ -9,16 +9,16 @@ import json
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from data_pipelines import DATASETS
-from data_pipelines.base import Dataset
 from data_pipelines.checks import coverage, labels, media, records, report, traps
 from data_pipelines.checks.findings import Context, Finding, open_context
 from data_pipelines.checks.tree import bare_tree, layout, tree
 from data_pipelines.known import FACTS
 from data_pipelines.progress import Progress
-from data_pipelines.schema import DataError
+from data_pipelines.schema import DataError, printable
 
 CHECKS = (*labels.CHECKS, *traps.CHECKS, records.prepared_records, *coverage.CHECKS)
 EPILOG = """\
@@ -94,12 +94,7 @@ def _without_labels(key: str, root: Path, error: DataError) -> report.Report:
 
 def present(root: Path) -> list[str]:
   """The datasets whose label files lie below a root."""
-  return [key for key, reader in DATASETS.items() if _is_there(reader, root)]
-
-
-def _is_there(reader: type[Dataset], root: Path) -> bool:
-  places = [root / name for name in reader.folders] + [root]
-  return any(reader._labels(place) for place in places)
+  return [key for key, reader in DATASETS.items() if reader.locate(root)]
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -144,6 +139,8 @@ def main(arguments: list[str] | None = None) -> int:
       reports[key] = check(key, root, **settings)
     except KeyboardInterrupt:
       return _refuse(f"stopped while checking {key}; --decode=sample takes less time", root, options.json)
+    except Exception as error:  # a fault of this command, not of the data: never to be taken for a verdict
+      return _refuse(f"{key}: {_unexpected(error)}", root, options.json)
     if not options.json:
       print(report.as_text(reports[key]), end="\n\n" if key != keys[-1] else "\n", flush=True)
   code = max(found.exit_code for found in reports.values())
@@ -154,6 +151,14 @@ def main(arguments: list[str] | None = None) -> int:
   elif len(keys) > 1:
     print("\n" + "\n".join(f"{key}: {found.verdict}" for key, found in reports.items()))
   return code
+
+
+def _unexpected(error: Exception) -> str:
+  """An error that no check foresaw, in one line, with the place in the code for whoever mends it."""
+  place = traceback.extract_tb(error.__traceback__)[-1]
+  words = f"{type(error).__name__}: {printable(error)}" if str(error) else type(error).__name__
+  line = f"the check itself failed ({words}, at {Path(place.filename).name}:{place.lineno}), nothing is known of this data"
+  return f"{' '.join(line.split())}; please report it"
 
 
 def _refuse(message: str, root: Path, as_json: bool) -> int:

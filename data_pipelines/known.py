@@ -15,8 +15,6 @@ from data_pipelines.schema import QUESTION_TYPES
 
 # Splits without which a run can neither train nor tell what it learned.
 NEEDED = ("train", "test")
-# Larger files beside the labels are features: not worth the reading.
-MAX_LABEL_BYTES = 64_000_000
 _HEADERS = ("Category&VideoID", "filename\t")
 
 

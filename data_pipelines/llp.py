@@ -7,7 +7,6 @@ splits. The defects of the published files (empty or reversed spans, repeated ro
 are tolerated: they add nothing, as in the official evaluation.
 """
 
-import csv
 import dataclasses
 import re
 from collections import defaultdict
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.base import ClipLayout, Dataset, named_splits, read_lines
+from data_pipelines.base import ClipLayout, Dataset, is_second, named_splits, read_lines
 from data_pipelines.schema import FETCH, DataError, Example, Record, index_of
 
 CATEGORIES = (
@@ -98,8 +97,8 @@ class LLP(Dataset):
 
   def _rows(self, path: Path, columns: int) -> list[tuple[list[str], str]]:
     """Rows of a tab-separated file without its header, each with the place to name in an error."""
-    table = csv.reader(read_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
-    rows = [(row, f"{path}:{number}") for number, row in enumerate(table, 1) if row and row[0] != "filename"]
+    table = [(line.split("\t"), f"{path}:{number}") for number, line in enumerate(read_lines(path), 1) if line]
+    rows = [(row, where) for row, where in table if row[0] != "filename"]
     for row, where in rows:
       if len(row) != columns:
         raise DataError(f"{where}: expected {columns} tab-separated fields, got {len(row)}; {FETCH}")
@@ -109,16 +108,16 @@ class LLP(Dataset):
     """Comma-separated event names -> class indices."""
     for name in (words := [word.strip() for word in names.split(",")]):
       if name not in self._index:
-        raise DataError(f"{where}: unknown category {name!r}; list all in categories.txt beside this file")
+        raise DataError(f"{where}: unknown category {name!r:.200}; list all in categories.txt beside this file")
     return tuple(self._index[name] for name in words)
 
   def _spans(self, kind: str) -> dict[str, tuple[Span, ...]]:
     """Full filename -> its dense spans; {} if the root has no such file."""
     if kind not in self._dense:
-      path, spans = self._find(_DENSE_FILES[kind]), defaultdict(list)
+      path, spans = self.find_file(_DENSE_FILES[kind]), defaultdict(list)
       for (name, onset, offset, event), where in self._rows(path, 4) if path else ():
-        if not (onset.isdecimal() and offset.isdecimal()):
-          raise DataError(f"{where}: onset and offset must be whole seconds, got {onset!r} and {offset!r}; {FETCH}")
+        if not (is_second(onset) and is_second(offset)):
+          raise DataError(f"{where}: onset and offset must be whole seconds, got {onset!r:.50} and {offset!r:.50}; {FETCH}")
         spans[name] += [(int(onset), int(offset), label) for label in self._names(event, where)]
       self._dense[kind] = {name: tuple(found) for name, found in spans.items()}
     return self._dense[kind]

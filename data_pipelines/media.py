@@ -22,6 +22,9 @@ AGAIN = "fetch or make this file again, or let on_bad_clip='skip' leave it out"
 SLACK_S = 1.0
 # DG-SCT and PHP store waves at this rate; an .npy file has no header that could tell it.
 NPY_RATE_HZ = 32000
+# Endings of the files that are read, in small letters; `present` finds the same in capitals.
+VIDEO, WAVES, PICTURES = ".mp4", (".npy", ".wav"), (".jpg", ".jpeg", ".png")
+ENDINGS = (VIDEO, *WAVES, *PICTURES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +57,15 @@ class Seconds:
     return transforms.cut_seconds(self.samples.wave(rate_hz), rate_hz, self.starts)
 
 
+class _Damaged(Exception):
+  """Bytes that FFmpeg decodes but that make no sense; the words say why."""
+
+
+def present(path: Path) -> Path | None:
+  """A file, or the one whose ending is in capitals (`a.MP4`), as some systems copy them; None if neither is there."""
+  return next((p for p in (path, path.with_name(path.stem + path.suffix.upper())) if p.is_file()), None)
+
+
 @contextlib.contextmanager
 def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
   """Opens a file for decoding; every failure inside the block becomes a MediaError."""
@@ -62,8 +74,8 @@ def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
   try:
     with av.open(str(path), metadata_errors="ignore") as container:  # titles are not always UTF-8
       yield container
-  except av.error.FFmpegError as error:
-    raise MediaError(path, f"cannot be decoded ({error.strerror})", AGAIN) from error
+  except (av.error.FFmpegError, _Damaged) as error:
+    raise MediaError(path, f"cannot be decoded ({getattr(error, 'strerror', error)})", AGAIN) from error
 
 
 def _stream(container: av.container.InputContainer, kind: str, path: Path | str) -> av.stream.Stream:
@@ -71,6 +83,8 @@ def _stream(container: av.container.InputContainer, kind: str, path: Path | str)
   streams = getattr(container.streams, kind)
   if not streams:
     raise MediaError(path, f"has no {kind} track", f"a clip needs one: {AGAIN}")
+  if streams[0].codec_context is None:
+    raise MediaError(path, f"its {kind} track is of an unknown kind, which cannot be decoded", AGAIN)
   # The loader's threads already fill the cores, and small clips lose more to thread start than they gain.
   streams[0].codec_context.thread_count = 1
   return streams[0]
@@ -117,6 +131,7 @@ class _Samples:
 
   def __init__(self) -> None:
     self.pieces: list[np.ndarray] = []
+    self.form: tuple[str, int, int] | None = None  # of the first frame
     self.rate_hz, self.start_s, self.count = 0, 0.0, 0
 
   @property
@@ -124,8 +139,17 @@ class _Samples:
     return self.start_s + self.count / self.rate_hz if self.rate_hz else 0.0
 
   def add(self, frame: av.AudioFrame, time: float) -> None:
-    if not self.rate_hz:
-      self.rate_hz, self.start_s = frame.sample_rate, time
+    """Takes the next frame; raises _Damaged if it is none of the same sound, as after a damaged byte."""
+    form = (frame.format.name, frame.layout.nb_channels, frame.sample_rate)
+    if self.form is None:
+      if not frame.sample_rate:
+        raise _Damaged("its sound has no sample rate")
+      self.form, self.rate_hz, self.start_s = form, frame.sample_rate, time
+    if form != self.form:
+      told = " to ".join(f"{kind}, {channels} channels, {rate} Hz" for kind, channels, rate in (self.form, form))
+      raise _Damaged(f"its sound changes from {told}")
+    if len(frame.planes) != (frame.layout.nb_channels if frame.format.is_planar else 1):  # reading on would end the process
+      raise _Damaged(f"a piece of its sound has {len(frame.planes)} planes for {frame.layout.nb_channels} channels")
     piece = _mono(frame)
     self.pieces.append(piece)
     self.count += len(piece)
@@ -207,9 +231,8 @@ def decode_clip(path: Path | str, media: Media, seconds: int, *, spread: bool = 
     spread: show T seconds spread over a longer clip (MUSIC-AVQA) instead of the first T.
 
   Returns:
-    Clip: for each second the frame nearest to its middle and its samples; a shorter clip holds its last frame
-      and is
-    silent after its end.
+    Clip: for each second the frame nearest to its middle and its samples; a shorter clip holds its last frame and is silent
+      after its end.
 
   Raises:
     MediaError: as `read_seconds`.
@@ -241,11 +264,9 @@ def read_seconds(path: Path | str, seconds: int, *, spread: bool = False) -> Sec
 
 
 def decode_video(path: Path | str, times: Sequence[float], media: Media) -> tuple[np.ndarray, float]:
-  """Frames nearest to `times` (rising, in seconds) -> uint8 [len(times), H, W, 3] and the file's duration in
-  seconds.
+  """Frames nearest to `times` (rising, in seconds) -> uint8 [len(times), H, W, 3] and the file's duration in seconds.
 
-  Raises:
-    MediaError: as `decode_clip`; the file needs no audio here.
+  Raises MediaError as `decode_clip`; the file needs no audio here.
   """
   with _opened(path) as container:
     stream = _stream(container, "video", path)
@@ -261,8 +282,7 @@ def decode_video(path: Path | str, times: Sequence[float], media: Media) -> tupl
 def decode_audio(path: Path | str, sample_rate_hz: int) -> np.ndarray:
   """All sound of a media file (mp4, wav, flac, mp3 ...) -> float32 [n] in [-1, 1], mono.
 
-  Raises:
-    MediaError: missing or broken file, no audio track or an empty one.
+  Raises MediaError: missing or broken file, no audio track or an empty one.
   """
   with _opened(path) as container:
     stream = _stream(container, "audio", path)
@@ -278,35 +298,55 @@ def decode_audio(path: Path | str, sample_rate_hz: int) -> np.ndarray:
 def read_npy_wave(path: Path | str, sample_rate_hz: int) -> np.ndarray:
   """`wave/<id>.npy` of DG-SCT and PHP, 32 kHz and any number type -> float32 [n] in [-1, 1].
 
-  Raises:
-    MediaError: missing or broken file, or one that holds anything but finite numbers (pickles are never opened).
+  Raises MediaError: missing or broken file, or one that holds anything but finite numbers (pickles are never opened).
   """
   try:
     with open(path, "rb") as file:
       wave = np.lib.format.read_array(file, allow_pickle=False).reshape(-1)
-  except (OSError, ValueError, EOFError, MemoryError) as error:
-    raise MediaError(path, f"cannot be read as an array ({error})".replace("\n", " "), AGAIN) from error
+  except Exception as error:  # the header is Python text: damaged, it fails in every way that Python's parser does
+    reason = f"cannot be read as an array ({type(error).__name__}: {error})"
+    raise MediaError(path, reason.replace("\n", " "), AGAIN) from error
   return resample(unit_wave(wave, path), NPY_RATE_HZ, sample_rate_hz)
 
 
-def unit_wave(samples: np.ndarray, path: Path | str) -> np.ndarray:
+@dataclasses.dataclass(frozen=True)
+class Range:
+  """What tells the scale of samples: their largest magnitude, and whether all of them are whole numbers."""
+
+  peak: float
+  whole: bool
+
+  @classmethod
+  def of(cls, samples: np.ndarray, path: Path | str) -> "Range":
+    """That of samples [n]; raises MediaError, naming `path`, if they are no finite numbers."""
+    if not samples.size or samples.dtype.kind not in "fiu":
+      raise MediaError(path, f"holds {samples.size} values of type {samples.dtype}, not samples", AGAIN)
+    low, high = float(samples.min()), float(samples.max())  # nan and infinity come through both
+    if not (np.isfinite(low) and np.isfinite(high)):
+      raise MediaError(path, "holds samples that are not finite", AGAIN)
+    return cls(max(-low, high), samples.dtype.kind != "f" or bool((samples == np.rint(samples)).all()))
+
+  def __or__(self, other: "Range") -> "Range":
+    """That of both together."""
+    return Range(max(self.peak, other.peak), self.whole and other.whole)
+
+
+def unit_wave(samples: np.ndarray, path: Path | str, around: Range | None = None) -> np.ndarray:
   """Stored samples [n] of any whole or floating type -> float32 [n] in [-1, 1]; raises MediaError, naming `path`.
 
-  The type does not tell the scale: samples of 16 bit are also found as int32 and as floats, so the largest decides.
+  The type does not tell the scale: samples of 16 bit are also found as int32 and as floats, so the range decides: `around`,
+  that of all sounds stored together, where it is known, for a quiet clip alone says little. Floats that are all whole
+  numbers are of 16 bit.
   """
-  if not samples.size or samples.dtype.kind not in "fiu":
-    raise MediaError(path, f"holds {samples.size} values of type {samples.dtype}, not samples", AGAIN)
-  bits = 8 * samples.dtype.itemsize
+  found = Range.of(samples, path)
+  around = around or found
   wave = samples.astype(np.float32)
   if samples.dtype.kind == "u":  # half of the range is silence, as in 8-bit wav
-    return wave / 2.0 ** (bits - 1) - 1
-  if not np.isfinite(wave).all():
-    raise MediaError(path, "holds samples that are not finite", AGAIN)
-  peak = np.abs(wave).max()
-  if samples.dtype.kind == "f" and peak <= 2:  # true float audio does not get anywhere near 2
+    return wave / 2.0 ** (8 * samples.dtype.itemsize - 1) - 1
+  if samples.dtype.kind == "f" and around.peak <= 2 and not around.whole:  # true float audio does not get anywhere near 2
     return wave
-  scale = 128 if samples.dtype == np.int8 else 32768 if peak <= 32768 else 2.0**31
-  return wave / np.float32(scale)
+  bits = 8 if samples.dtype == np.int8 else 16 if around.peak <= 32768 else 32
+  return wave / np.float32(2.0 ** (bits - 1))
 
 
 def read_image(path: Path | str, media: Media) -> np.ndarray:
@@ -319,7 +359,8 @@ def read_mask(path: Path | str, media: Media) -> np.ndarray:
   image = _load_image(path)
   if image.mode in ("LA", "RGBA", "PA"):
     image = image.convert("RGB")  # opaque alpha would read as foreground
-  return transforms.resize_mask(transforms.binarise(np.asarray(image)), media.image_size, crop=media.crop)
+  binary = transforms.binarise(np.asarray(image), indices=image.mode == "P")
+  return transforms.resize_mask(binary, media.image_size, crop=media.crop)
 
 
 def _load_image(path: Path | str) -> Image.Image:
@@ -336,8 +377,7 @@ def _load_image(path: Path | str) -> Image.Image:
 def read_frames(folder: Path, media: Media, seconds: int) -> np.ndarray:
   """A folder of numbered jpg or png frames -> uint8 [T, H, W, 3], the files of `frame_files`.
 
-  Raises:
-    MediaError: no folder, no pictures in it, or a broken picture.
+  Raises MediaError: no folder, no pictures in it, or a broken picture.
   """
   chosen = frame_files(folder, seconds)
   pictures = {path: read_image(path, media) for path in dict.fromkeys(chosen)}
@@ -352,7 +392,7 @@ def frame_files(folder: Path, seconds: int) -> list[Path]:
   """
   found = folder.iterdir() if folder.is_dir() else ()
   # Names with a leading dot are leavings of the systems that packed the folder ("._00000001.jpg"), and no pictures.
-  paths = [p for p in found if p.suffix.lower() in (".jpg", ".jpeg", ".png") and not p.name.startswith(".")]
+  paths = [p for p in found if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
   if not paths:
     raise MediaError(folder, "holds no frames (jpg or png)", AGAIN)
   paths.sort(key=lambda p: [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", p.name)])

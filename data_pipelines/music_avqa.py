@@ -135,11 +135,11 @@ class MusicAVQA(Dataset):
     return next((folder for folder in above if any((folder / place).is_dir() for place in places)), above[0])
 
   def _read_vocabulary(self) -> dict[str, list[str]]:
-    if not (path := self._find("vocabulary.json")):
+    if not (path := self.find_file("vocabulary.json")):
       return {"words": list(WORDS), "answers": list(ANSWERS)}
     found = _load_json(path)
     lists = [found.get(key) for key in ("words", "answers")] if isinstance(found, dict) else []
-    if not lists or not all(isinstance(x, list) and x and len(set(x)) == len(x) for x in lists):
+    if not lists or not all(_are_names(x) for x in lists):
       raise DataError(f'{path}: expected {{"words": [...], "answers": [...]}}, each name once')
     if lists[0][0] != PAD:
       raise DataError(f"{path}: the first of the words must be {PAD!r}, it is the padding")
@@ -158,15 +158,21 @@ class MusicAVQA(Dataset):
   def _row(self, row: dict[str, Any], where: str) -> Question:
     if missing := [key for key in _REQUIRED if not isinstance(row, dict) or key not in row]:
       raise DataError(f"{where}: no field {', '.join(missing)}; {FETCH}")
-    where = f"{where} (question_id {row['question_id']})"
+    where = f"{where} (question_id {row['question_id']!s:.80})"
+    for key in ("video_id", "question_id"):
+      if not isinstance(row[key], (str, int)):
+        raise DataError(f"{where}: {key} must be text or a number, got {row[key]!r:.80}; {FETCH}")
     if not (name := f"{row['video_id']}/{row['question_id']}").isprintable():  # JSON can spell what no terminal takes
       raise DataError(f"{where}: {name!r} names no clip and question; {FETCH}")
-    kind = tuple(_parse_list(row["type"], where))
+    for key in ("question_content", "anser"):
+      if not isinstance(row[key], str):
+        raise DataError(f"{where}: {key} must be text, got {row[key]!r:.80}; {FETCH}")
+    kind = tuple(_parse_names(row["type"], where))
     if kind not in _TYPES:
-      raise DataError(f"{where}: unknown question type {row['type']}; the benchmark has nine")
+      raise DataError(f"{where}: unknown question type {row['type']!r:.80}; the benchmark has nine")
     if row["anser"] not in self._answers:
-      raise DataError(f"{where}: answer {row['anser']!r} is not in the vocabulary; add it to vocabulary.json")
-    words = question_words(row["question_content"], _parse_list(row["templ_values"], where), where)
+      raise DataError(f"{where}: answer {row['anser']!r:.80} is not in the vocabulary; add it to vocabulary.json")
+    words = question_words(row["question_content"], _parse_names(row["templ_values"], where), where)
     return Question(
       name,
       str(row["video_id"]),
@@ -203,24 +209,29 @@ def question_words(content: str, values: list[str], where: str) -> list[str]:
   return [next(filling) if "<" in word else word for word in words]
 
 
+def _are_names(found: Any) -> bool:
+  """Whether a value is a list of texts, each once."""
+  return isinstance(found, list) and bool(found) and all(isinstance(x, str) for x in found) and len(set(found)) == len(found)
+
+
 def _padded(tokens: tuple[int, ...]) -> np.ndarray:
   return np.array(tokens + (0,) * (QUESTION_LENGTH - len(tokens)), np.int32)
 
 
-def _parse_list(text: Any, where: str) -> list[Any]:
-  """A list written as a string, in JSON or Python spelling; nothing in it is ever run."""
+def _parse_names(text: Any, where: str) -> list[str]:
+  """A list of names written as a string, in JSON or Python spelling; nothing in it is ever run."""
   for parse in (json.loads, ast.literal_eval):
     try:
       value = parse(text) if isinstance(text, str) else text
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: thousands of brackets
       continue
-    if isinstance(value, list):
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
       return value
-  raise DataError(f"{where}: {text!r} is not a list; {FETCH}")
+  raise DataError(f"{where}: {text!r:.80} is not a list of names; {FETCH}")
 
 
 def _load_json(path: Path) -> Any:
   try:
     return json.loads(path.read_text(encoding="utf-8-sig"))
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise DataError(f"{path}: cannot be read as JSON ({error}); {FETCH}") from error

@@ -26,9 +26,9 @@ QUESTION_TYPES = (
 )
 
 
-def printable(text: str) -> str:
-  """Text that every terminal and file takes: parts of a file name that are no UTF-8 become escapes such as \\udcff."""
-  return text.encode("utf-8", "backslashreplace").decode("utf-8")
+def printable(text: object) -> str:
+  """Text, or a path as text, that every terminal and file takes: bytes that are no UTF-8 become escapes such as \\udcff."""
+  return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class DataError(ValueError):

@@ -42,17 +42,16 @@ def square(image: Image.Image, size: int, resample: Image.Resampling, *, crop: b
   return image.crop((left, top, left + size, top + size)) if wanted != (size, size) else image
 
 
-def binarise(mask: np.ndarray) -> np.ndarray:
-  """Stored mask [H, W] or [H, W, C] -> uint8 [H, W] in {0, 1}: above half of the largest value in the file.
+def binarise(mask: np.ndarray, *, indices: bool = False) -> np.ndarray:
+  """Stored mask [H, W] or [H, W, C] -> uint8 [H, W] in {0, 1}: strictly above half.
 
-  Masks are found as 1-bit, as 0/1, as 0/255 and as palette indices; relative to the file's own maximum they
-  all agree.
+  Half of white (255; of 16-bit pictures 65535), so that faint noise in a mask without object stays background. But masks are
+  also found as 1-bit, as 0/1 and as palette `indices`, 0 and 1 or 0 and 255: of these, half of their own largest value.
   """
   values = mask.max(-1) if mask.ndim == 3 else mask
-  values = values.astype(np.float32)
-  return (
-    (values > 0.5 * values.max()).astype(np.uint8) if values.size and values.max() > 0 else np.zeros(values.shape, np.uint8)
-  )
+  largest = float(values.max(initial=0))
+  white = largest if indices or largest <= 1 else 255 if largest <= 255 else 65535
+  return (values.astype(np.float32) > 0.5 * white).astype(np.uint8)
 
 
 def resize_mask(mask: np.ndarray, size: int, *, crop: bool = False) -> np.ndarray:

@@ -2,6 +2,9 @@
 
 `MAKERS[dataset](folder)` makes the toybox's layout of a dataset; `LAYOUTS[dataset][layout](data_root)` every layout in which it
 is distributed, with the same clips and labels, below the folder names that belong to it.
+
+The clips of a benchmark differ: clip number n (0, 1, 2; `number` of its name) is n * `TINT` greener and n * `STEP_HZ` higher,
+so that whoever reads the wrong one is found out.
 """
 
 import functools
@@ -17,6 +20,15 @@ import numpy as np
 from PIL import Image
 
 CLIP_IDS = ("aaaaaaaaaaa", "-bbbbbbbbb_", "ccccccccccc")  # 11 characters, as YouTube's
+MUSIC_CLIPS = ("00000001", "va000002")
+SPLIT_MASKS = {"train": 1, "val": 5, "test": 5}  # of S4
+TINT, LOWEST_HZ, STEP_HZ = 30, 250, 50
+
+
+def number(name: str) -> int:
+  """Which clip of its benchmark a name means."""
+  names = (CLIP_IDS, MUSIC_CLIPS, tuple(SPLIT_MASKS))  # a name of AVSBench begins with the split
+  return next(i for known in names for i, start in enumerate(known) if name.startswith(start))
 
 
 def levels(seconds: int) -> np.ndarray:
@@ -24,10 +36,10 @@ def levels(seconds: int) -> np.ndarray:
   return 20 + (np.arange(seconds) * 22) % 220
 
 
-def tones(seconds: int, rate_hz: int) -> np.ndarray:
-  """float32 [seconds * rate]: 250 Hz, twice as loud in odd seconds."""
+def tones(seconds: int, rate_hz: int, clip: int = 0) -> np.ndarray:
+  """float32 [seconds * rate]: 250 Hz and STEP_HZ more for each `clip`, twice as loud in odd seconds."""
   t = np.arange(seconds * rate_hz) / rate_hz
-  return (0.2 * (1 + np.floor(t) % 2) * np.sin(2 * np.pi * 250 * t)).astype(np.float32)
+  return (0.2 * (1 + np.floor(t) % 2) * np.sin(2 * np.pi * (LOWEST_HZ + STEP_HZ * clip) * t)).astype(np.float32)
 
 
 def write_mp4(path: pathlib.Path, **options: object) -> pathlib.Path:
@@ -47,8 +59,9 @@ def mp4_bytes(
   audio: bool = True,
   audio_from_s: int = 0,
   faststart: bool = False,
+  clip: int = 0,
 ) -> bytes:
-  """A clip whose second t is red of `levels`[t], with `tones` from audio_from_s on; encoded once, for most clips are equal."""
+  """A clip whose second t is red of `levels`[t], with `tones` from audio_from_s on; encoded once, for many are equal."""
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "clip.mp4"
     with av.open(str(path), "w", options={"movflags": "faststart"} if faststart else {}) as container:
@@ -57,11 +70,11 @@ def mp4_bytes(
       sound = container.add_stream("aac", rate=rate_hz, layout="mono") if audio else None
       for i in range(seconds * fps):
         image = np.full((size, size, 3), 128, np.uint8)
-        image[..., 0] = levels(seconds)[i // fps]
+        image[..., 0], image[..., 1] = levels(seconds)[i // fps], 128 + TINT * clip
         container.mux(video.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
       container.mux(video.encode())
       if sound:
-        samples = tones(seconds, rate_hz)
+        samples = tones(seconds, rate_hz, clip)
         for start in range(audio_from_s * rate_hz, len(samples), 1024):
           frame = av.AudioFrame.from_ndarray(samples[None, start : start + 1024], format="fltp", layout="mono")
           frame.sample_rate, frame.pts = rate_hz, start
@@ -79,11 +92,15 @@ def write_wav(path: pathlib.Path, samples: np.ndarray, rate_hz: int) -> pathlib.
   return path
 
 
-def write_frames(folder: pathlib.Path, count: int, pattern: str = "{:08d}.jpg", *, grey: int = 10) -> pathlib.Path:
-  """`count` numbered frames, number k (from 1) of grey value `grey` * k."""
+def write_frames(
+  folder: pathlib.Path, count: int, pattern: str = "{:08d}.jpg", *, grey: int = 10, clip: int = 0
+) -> pathlib.Path:
+  """`count` numbered frames, number k (from 1) of grey value `grey` * k, but for the tint of the clip."""
   folder.mkdir(parents=True, exist_ok=True)
   for k in range(1, count + 1):
-    Image.new("RGB", (24, 16), (grey * k,) * 3).save(folder / pattern.format(k))
+    green = grey * k + TINT * clip
+    green = green if green < 256 else grey * k - TINT * clip
+    Image.new("RGB", (24, 16), (grey * k, green, grey * k)).save(folder / pattern.format(k))
   return folder
 
 
@@ -104,14 +121,14 @@ def write_npy(path: pathlib.Path, samples: np.ndarray) -> pathlib.Path:
 def write_pack(folder: pathlib.Path, clips: list[str], frames: str, sound: str, *, digits: int = 8, count: int = 10) -> None:
   """Clips as DG-SCT and PHP keep them: `frames`/<clip>/00000001.jpg, and `sound`/<clip>.npy at 32 kHz."""
   for clip in clips:
-    write_frames(folder / frames / clip, count, f"{{:0{digits}d}}.jpg")
-    write_npy(folder / sound / f"{clip}.npy", tones(10, 32000))
+    write_frames(folder / frames / clip, count, f"{{:0{digits}d}}.jpg", clip=number(clip))
+    write_npy(folder / sound / f"{clip}.npy", tones(10, 32000, number(clip)))
 
 
-def write_packed_sounds(path: pathlib.Path, names: list[str]) -> pathlib.Path:
+def write_packed_sounds(path: pathlib.Path, names: list[str], clip: int = 0) -> pathlib.Path:
   """DG-SCT's AVS.npy: a pickled {"<name>.wav": samples}."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  np.save(path, np.array({f"{name}.wav": tones(5, 32000) for name in names}, object), allow_pickle=True)
+  np.save(path, np.array({f"{name}.wav": tones(5, 32000, clip) for name in names}, object), allow_pickle=True)
   return path
 
 
@@ -132,7 +149,7 @@ def make_ave(root: pathlib.Path, *, header: bool = True, media: str = "") -> pat
   for split, rows in AVE_SPLITS.items():
     (root / f"{split}Set.txt").write_text("\n".join(AVE_ROWS[i] for i in rows))  # the last line has no end, as published
   for clip in CLIP_IDS:
-    write_mp4(root / media / f"{clip}.mp4")
+    write_mp4(root / media / f"{clip}.mp4", clip=number(clip))
   return root
 
 
@@ -150,7 +167,7 @@ def ave_git(data_root: pathlib.Path) -> None:
   write_lines(root / "data/Annotations.txt", AVE_ROWS)
   write_orders(root / "data")
   for clip in CLIP_IDS:
-    write_mp4(root / "AVE" / f"{clip}.mp4")
+    write_mp4(root / "AVE" / f"{clip}.mp4", clip=number(clip))
 
 
 def ave_dg_sct(data_root: pathlib.Path) -> None:
@@ -195,7 +212,7 @@ def make_llp(root: pathlib.Path, *, labels: str = "", media: str = "video") -> p
   """LLP of three clips, as mp4 files in the folder `media`."""
   write_llp_tables(root / labels)
   for clip in CLIP_IDS:
-    write_mp4(root / media / f"{clip}.mp4")
+    write_mp4(root / media / f"{clip}.mp4", clip=number(clip))
   return root
 
 
@@ -204,8 +221,8 @@ def llp_scripts(data_root: pathlib.Path) -> None:
   root = data_root / "AVVP"
   write_llp_tables(root / "data")
   for clip in CLIP_IDS:
-    write_frames(root / "data/LLP_dataset/frame" / clip, 80, "{:06d}.jpg", grey=3)
-    write_wav(root / f"data/LLP_dataset/audio/{clip}.wav", (tones(10, 16000) * 32767).astype(np.int16), 16000)
+    write_frames(root / "data/LLP_dataset/frame" / clip, 80, "{:06d}.jpg", grey=3, clip=number(clip))
+    write_wav(root / f"data/LLP_dataset/audio/{clip}.wav", (tones(10, 16000, number(clip)) * 32767).astype(np.int16), 16000)
 
 
 def llp_pack(data_root: pathlib.Path, *, labels: str, frames: str) -> None:
@@ -216,7 +233,6 @@ def llp_pack(data_root: pathlib.Path, *, labels: str, frames: str) -> None:
 
 # -- AVSBench
 
-SPLIT_MASKS = {"train": 1, "val": 5, "test": 5}  # of S4
 CATEGORY = "dog_barking"
 
 
@@ -237,7 +253,7 @@ def make_avsbench(
   for split, masks in SPLIT_MASKS.items():
     name, place = f"{split}_clip_0", pathlib.Path(split, CATEGORY)
     rows.append(f"{name},0,{CATEGORY},{split}")
-    write_frames(data / "visual_frames" / place / name, 5, name + "_{}.png")
+    write_frames(data / "visual_frames" / place / name, 5, name + "_{}.png", clip=number(name))
     write_masks(data / "gt_masks" / place / name, name, masks, "1")
     _write_sound(data, place, name, packed)
   write_lines(root / meta / "s4_meta_data.csv", rows)
@@ -250,7 +266,7 @@ def make_ms3(root: pathlib.Path, *, meta: str = "Multi-sources", header: bool = 
   for split in SPLIT_MASKS:
     name = f"{split}_ms3_0"
     rows.append(f"{name},{split}")
-    write_frames(data / "visual_frames" / name, 5, name + ".mp4_{}.png")
+    write_frames(data / "visual_frames" / name, 5, name + ".mp4_{}.png", clip=number(name))
     write_masks(data / "gt_masks" / split / name, name, 5, "P")
     _write_sound(data, pathlib.Path(split), name, packed)
   write_lines(root / meta / "ms3_meta_data.csv", rows)
@@ -259,9 +275,9 @@ def make_ms3(root: pathlib.Path, *, meta: str = "Multi-sources", header: bool = 
 
 def _write_sound(data: pathlib.Path, place: pathlib.Path, name: str, packed: bool) -> None:
   if packed:
-    write_packed_sounds(data / "wave" / place / "AVS.npy", [name])
+    write_packed_sounds(data / "wave" / place / "AVS.npy", [name], number(name))
   else:
-    write_wav(data / "audio_wav" / place / f"{name}.wav", (tones(5, 16000) * 32767).astype(np.int16), 16000)
+    write_wav(data / "audio_wav" / place / f"{name}.wav", (tones(5, 16000, number(name)) * 32767).astype(np.int16), 16000)
 
 
 # -- MUSIC-AVQA
@@ -278,9 +294,6 @@ def question(video: str, number: int, kind: tuple[str, str], text: str, values: 
     "question_deleted": 0,
     "anser": answer,
   }
-
-
-MUSIC_CLIPS = ("00000001", "va000002")
 
 
 def write_questions(folder: pathlib.Path) -> None:
@@ -301,7 +314,7 @@ def make_music_avqa(root: pathlib.Path, *, labels: str = "", media: tuple[str, s
   """MUSIC-AVQA of two clips of 30 s, in the folders `media` (of real and of synthetic clips)."""
   write_questions(root / labels)
   for clip, folder in zip(MUSIC_CLIPS, media, strict=True):
-    write_mp4(root / folder / f"{clip}.mp4", seconds=30)
+    write_mp4(root / folder / f"{clip}.mp4", seconds=30, clip=number(clip))
   return root
 
 

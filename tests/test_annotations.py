@@ -21,7 +21,7 @@ ANNOTATIONS = pathlib.Path(os.environ.get("PHPJAX_ANNOTATIONS", ROOT.parent / "s
 @pytest.fixture(scope="module")
 def annotations() -> pathlib.Path:
   if not ANNOTATIONS.is_dir():
-    pytest.skip(f"no published annotation files in {ANNOTATIONS}; set PHPJAX_ANNOTATIONS to their folder")
+    pytest.fail(f"no published annotation files in {ANNOTATIONS}; set PHPJAX_ANNOTATIONS to their folder")
   return ANNOTATIONS
 
 

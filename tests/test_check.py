@@ -10,8 +10,8 @@ import pytest
 from check_roots import clean_roots, copy_of_root, run_command, told  # noqa: F401
 from test_annotations import ANNOTATIONS
 
-from data_pipelines import DATASETS, check, music_avqa
-from data_pipelines.checks import traps
+from data_pipelines import DATASETS, ave, check, music_avqa
+from data_pipelines.checks import labels, traps
 from data_pipelines.checks.findings import Context
 from data_pipelines.checks.report import Report
 from data_pipelines.known import FACTS
@@ -153,11 +153,13 @@ def test_leaking_and_repeated_rows(run, copy_of):
   assert told(report, "gap", "empty_spans")[0]["examples"] == ["aaaaaaaaaaa 0-0"]
 
 
-def test_set_file_that_annotations_do_not_know(run, copy_of):
+@pytest.mark.parametrize("name", ["Annotations.txt", "Annotations_with_domain.txt"])
+def test_set_file_that_annotations_do_not_know(run, copy_of, name):
   ave = copy_of("ave")
   (ave / "AVE/testSet.txt").write_text("Bark&ccccccccccc&good&2&9\n")
+  (ave / "AVE/Annotations.txt").rename(ave / "AVE" / name)
   code, text, _ = run("ave", ave)
-  assert code == 1 and "Annotations.txt: 1 row of the Set files not in it: one of them is damaged: test: ccccccccccc" in text
+  assert code == 1 and f"{name}: 1 row of the Set files not in it: one of them is damaged: test: ccccccccccc" in text
 
 
 def test_repeated_question_ids(run, copy_of):
@@ -214,6 +216,35 @@ def test_labels_that_claim_to_be_official_are_held_to_it(run, copy_of):
   assert re.search(r"\+ LLP/AVVP_train\.csv +not a known file", text)
 
 
+@pytest.mark.parametrize(("number", "severity"), [(9, "gap"), (10, "note"), (11, "gap")])
+def test_only_the_published_leaks_are_notes(number, severity):
+  clips = [ave.Event(f"{i}", f"{i}", 0, 0, 1) for i in range(20)]
+  context = Context("ave", pathlib.Path(), FACTS["ave"], True, {"train": clips, "val": clips[:number]}, [], {})
+  (finding,) = labels.leaks(None, context)
+  assert (finding.severity, finding.where, len(finding.examples)) == (severity, "train/val", number)
+  assert ("as in the official files" in finding.what) == (severity == "note") != bool(finding.mend)
+
+
+@pytest.mark.parametrize(("number", "severity"), [(4, "gap"), (5, "note"), (6, "gap")])
+def test_only_the_published_defects_are_notes(number, severity):
+  context = Context("llp", pathlib.Path(), FACTS["llp"], True, {}, [], {})
+  (finding,) = traps._defect(context, "audio: empty spans", "file", "span", "of no length", map(str, range(number)))
+  assert finding.severity == severity and ("as in the official files" in finding.what) == (severity == "note")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_what_no_check_foresaw_is_one_line_and_exit_2(clean, capsys, monkeypatch, options):
+  def fail(*arguments: object) -> None:
+    raise RuntimeError("first line\nsecond")
+
+  monkeypatch.setattr(check, "CHECKS", (fail,))
+  assert check.main(["--dataset=ave", f"--root={clean['ave']}", "--labels_only", *options]) == 2
+  out, err = capsys.readouterr()
+  (line,) = err.splitlines()
+  assert line.startswith("error: ave: the check itself failed (RuntimeError: first line second, at test_check.py:")
+  assert (json.loads(out)["exit_code"] == 2 and json.loads(out)["error"] in line) if options else out == ""
+
+
 def test_every_dataset_is_known():
   assert set(DATASETS) <= set(FACTS)
   for facts in FACTS.values():
@@ -255,7 +286,7 @@ def linked(source: pathlib.Path, target: pathlib.Path, **changes: bytes) -> path
 @pytest.fixture
 def published() -> pathlib.Path:
   if not ANNOTATIONS.is_dir():
-    pytest.skip(f"no published annotation files in {ANNOTATIONS}; set PHPJAX_ANNOTATIONS to their folder")
+    pytest.fail(f"no published annotation files in {ANNOTATIONS}; set PHPJAX_ANNOTATIONS to their folder")
   return ANNOTATIONS
 
 

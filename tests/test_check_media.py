@@ -13,7 +13,8 @@ import pytest
 from check_roots import clean_roots, copy_of_root, run_command, told  # noqa: F401
 from PIL import Image
 
-from data_pipelines import DATASETS, check, progress
+from data_pipelines import DATASETS, check, progress, waves
+from data_pipelines.base import ClipCache
 from data_pipelines.checks import media
 
 
@@ -160,6 +161,65 @@ def test_sounds_of_many_clips_in_one_file_are_looked_into(run, tmp_path, name, m
   assert re.search(r"AVS\.npy: asks for numpy\._?core\.multiarray\.frombuffer_x, .* was not opened", found["test"])
 
 
+def test_packed_sounds_of_another_length_are_told(run, tmp_path):
+  fabricate.make_avsbench(tmp_path / "AVSBench", packed=True)
+  (tmp_path / "AVSBench/categories.txt").write_text("dog_barking\n")
+  dataset = DATASETS["avsbench"](tmp_path)
+  (record,) = dataset.records("val")
+  table = {f"{record.clip}.wav": fabricate.tones(5, 16000)}
+  np.save(dataset.sound(record), np.array(table, object), allow_pickle=True)
+  code, _, report = run("avsbench", tmp_path)
+  words = f"{dataset.sound(record)}: {record.clip}: 80000 samples, expected 160000"
+  assert code == 1 and [f["examples"] for f in told(report, "gap", "samples")] == [[words]]
+
+
+def test_tables_that_do_not_fit_into_memory_are_a_note(run, tmp_path, monkeypatch):
+  fabricate.make_avsbench(tmp_path / "AVSBench", packed=True)
+  (tmp_path / "AVSBench/categories.txt").write_text("dog_barking\n")
+  assert not told(run("avsbench", tmp_path)[2], "note", "packed_sounds")
+  monkeypatch.setattr(waves, "TABLES", ClipCache(10))
+  code, text, _ = run("avsbench", tmp_path)
+  assert code == 0 and "3 tables AVS.npy of 1 MB, of which a process keeps 0 MB" in text and "data_pipelines.prepare" in text
+
+
+@pytest.mark.parametrize(("decibels", "silent"), [(-61, True), (-59, False), (-25, False)])
+def test_silence_begins_60_decibels_below_full_scale(run, copy_of, decibels, silent):
+  avsbench = copy_of("avsbench")
+  samples = np.zeros(5 * 16000, np.int16)
+  samples[100] = -round(32768 * 10 ** (decibels / 20))
+  fabricate.write_wav(damage.s4(avsbench, "audio_wav", "val").with_suffix(".wav"), samples, 16000)
+  code, _, report = run("avsbench", avsbench)
+  assert code == int(silent) and len(told(report, "gap", "silent")) == int(silent)
+
+
+def test_the_most_negative_sample_is_loud():
+  state = media.ClipState((pathlib.Path("a"),))
+  media._remark(np.full(10, -32768, np.int16), None, media.Context("ave", None, None, False, {}, [], {}), state)
+  assert not state.remarks
+
+
+def test_links_to_themselves_and_folders_that_cannot_be_listed(run, copy_of, monkeypatch):
+  ave = copy_of("ave")
+  (ave / "AVE/loop").symlink_to("loop")
+  (ave / "AVE/video/loop.mp4").symlink_to("loop.mp4")
+  (ave / "AVE/gone.mp4").symlink_to("nowhere")
+  (ave / "AVE/wave").mkdir()
+  code, text, _ = run("ave", ave)
+  assert code == 0 and "loop.mp4" in text
+  originals = os.scandir, os.listdir
+
+  def refuse(which: int, path: object) -> object:
+    if str(path).endswith(("/wave", "/video")):
+      raise PermissionError(13, "Permission denied", str(path))
+    return originals[which](path)
+
+  monkeypatch.setattr(os, "scandir", lambda path: refuse(0, path))
+  monkeypatch.setattr(os, "listdir", lambda path: refuse(1, path))
+  code, text, report = run("ave", ave)
+  folders = {f["where"] for f in told(report, "gap", "unlisted")}
+  assert code == 1 and folders == {f"{ave}/AVE/wave", f"{ave}/AVE/video"} and "cannot be listed (Permission denied)" in text
+
+
 def test_silent_sound(run, copy_of):
   avsbench = copy_of("avsbench")
   damage.silence(avsbench, "val")
@@ -198,7 +258,7 @@ def test_files_of_no_row_and_names_that_are_no_utf8(run, copy_of):
   with open(os.fsencode(ave) + b"/AVE/video/caf\xe9.mp4", "wb") as file:
     file.write(b"x")
   code, text, _ = run("ave", ave)
-  assert code == 1 and "AVE/video: 1 name not in UTF-8, which no row can mean: caf\\xe9.mp4" in text
+  assert code == 1 and "AVE/video: 1 name not in UTF-8, which no row can mean: caf\\udce9.mp4" in text
 
 
 def test_sample_decodes_the_same_clips_each_time(run, copy_of, monkeypatch):

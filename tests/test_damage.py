@@ -60,7 +60,7 @@ def test_clips_lost_cut_and_empty_and_names_that_are_no_utf8(copy, name, layout,
   assert lost.clip in examples(report, "gap", "missing") or str(lost_files[0]) in examples(report, "gap", "missing")
   words = {"truncated": "is cut off", "zero_byte": "is empty (0 bytes)"}[kind]
   assert f"{bad}: {words}" in examples(report, "gap", kind)
-  assert "caf\\xe9" in examples(report, "gap", "names")
+  assert "caf\\udce9" in examples(report, "gap", "names")
   assert prepare.main(flags(tmp_path / "raw", tmp_path / "out", "--max_broken_percent=100", dataset=name)) == 0
   told = [line for line in capsys.readouterr().err.splitlines() if "left out: " in line]
   rows = {(split, copy.clip_key(row)) for split in copy.splits() for row in copy.records(split)}
@@ -90,7 +90,7 @@ def labels_of(dataset: Dataset, name: str) -> pathlib.Path:
   """The file that says which rows are for testing."""
   names = {"llp": "AVVP_test_pd.csv", "avsbench": "s4_meta_data.csv", "avsbench_ms3": "ms3_meta_data.csv"}
   if name == "ave":
-    return dataset._find("testSet.txt", "Annotations.txt", "Annotations_with_domain.txt")
+    return dataset.find_file("testSet.txt", "Annotations.txt", "Annotations_with_domain.txt")
   return dataset.label_root / names.get(name, "avqa-test.json")
 
 

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from data_pipelines import AVE, DATASETS, AVSBench, AVSBenchMS3, DataError, Media, MediaError, MusicAVQA
+from data_pipelines import AVE, DATASETS, AVSBench, AVSBenchMS3, DataError, Media, MediaError, MusicAVQA, check
 from data_pipelines.base import ClipCache, Dataset
 from data_pipelines.schema import printable
 
@@ -32,6 +32,14 @@ def shapes(example: dict) -> dict[str, tuple]:
   return {key: (value.dtype, value.shape) for key, value in example.items() if key != "id"}
 
 
+def seen_and_heard(example: dict) -> tuple[int, int]:
+  """The numbers of the fabricated clips whose colour and whose tone an example has."""
+  middle = example["visual"][:, 8, 8].astype(int)
+  tint = np.median(np.abs(middle[:, 1] - middle[:, 2])) / fabricate.TINT
+  tone = np.median(np.abs(np.fft.rfft(example["audio"])).argmax(1))  # in Hz, for each row is a second
+  return round(tint), round((tone - fabricate.LOWEST_HZ) / fabricate.STEP_HZ)
+
+
 @pytest.mark.parametrize(("name", "layout"), LAYOUTS)
 def test_every_layout_gives_the_labels_and_shapes_of_the_official_one(roots, name, layout):
   dataset, official = (DATASETS[name](roots[name, kind]) for kind in (layout, "official"))
@@ -43,10 +51,27 @@ def test_every_layout_gives_the_labels_and_shapes_of_the_official_one(roots, nam
     for record in dataset.records(split):
       example = dataset.decode(record, MEDIA)
       assert shapes(example) == shapes(official.decode(record, MEDIA))
+      assert seen_and_heard(example) == (fabricate.number(record.clip),) * 2
       assert len(np.unique(example["visual"][:, 8, 8, 0])) >= dataset.seconds // 2, "frames differ"
       assert (np.abs(example["audio"]).max(1) > 3000).all(), "and every second is heard"
       for key, value in official.labels(record).items():
         np.testing.assert_array_equal(dataset.labels(record)[key], value)
+
+
+@pytest.mark.parametrize(("name", "layout"), LAYOUTS)
+def test_endings_in_capitals_are_found(roots, name, layout, tmp_path):
+  root = shutil.copytree(roots[name, layout], tmp_path / "data")
+  media_files = [p for p in root.rglob("*.*") if p.suffix in (".mp4", ".wav", ".npy", ".jpg", ".png") and p.name != "AVS.npy"]
+  for path in media_files:
+    path.rename(path.with_suffix(path.suffix.upper()))
+  dataset, before = DATASETS[name](root), DATASETS[name](roots[name, layout])
+  for record in dataset.records("train"):
+    found, wanted = dataset.decode(record, MEDIA), before.decode(record, MEDIA)
+    assert media_files and all(np.array_equal(found[key], wanted[key]) for key in wanted)
+  report = check.check(name, root, workers=1)
+  assert not {f.check for f in report.findings} & {"missing", "unreadable", "extra", "duration", "samples"} - (
+    {"duration"} if name == "music_avqa" else set()
+  )
 
 
 @pytest.mark.parametrize(("name", "layout"), [("ave", "php"), ("llp", "dg_sct"), ("music_avqa", "dg_sct")])
@@ -108,6 +133,19 @@ def test_ave_order_that_does_not_fit_is_one_clear_line(roots, tmp_path, content,
   with pytest.raises(DataError, match=rf"train_order\.h5: .*{words}") as caught:
     AVE(root).records("train")
   assert "\n" not in str(caught.value)
+
+
+def test_a_huge_ave_order_file_is_refused_by_its_size(roots, tmp_path):
+  root = shutil.copytree(roots["ave", "dg_sct"] / "AVE", tmp_path / "AVE")
+  (root / "train_order.h5").unlink()
+  with h5py.File(root / "train_order.h5", "w") as file:
+    file.create_dataset("order", shape=(10**13,), dtype=np.int64, chunks=(10**6,))  # 80 TB in a few bytes
+  with pytest.raises(DataError, match=r"train_order\.h5: its dataset 'order' is int64 \[10000000000000\], not row numbers"):
+    AVE(root).records("train")
+  with h5py.File(root / "train_order.h5", "w") as file:
+    file.create_group("order")
+  with pytest.raises(DataError, match="has no readable dataset 'order'"):
+    AVE(root).records("train")
 
 
 def test_ave_order_file_that_cannot_be_read_is_one_clear_line(roots, tmp_path):

@@ -2,6 +2,8 @@
 
 import pathlib
 import pickle
+import subprocess
+import sys
 import time
 
 import av
@@ -119,6 +121,73 @@ def test_broken_files_are_one_line_that_names_them(tmp_path):
     assert words in message and str(path) in message and "skip" in message and "\n" not in message, what
 
 
+DECODE = """
+import sys
+from data_pipelines import media
+from data_pipelines.schema import Media, MediaError
+try:
+  media.decode_clip(sys.argv[1], Media(16, 8000), 10)
+except MediaError as error:
+  print(error)
+"""
+
+
+def test_sound_that_changes_its_channels_does_not_end_the_process(tmp_path):
+  content = bytearray(fabricate.mp4_bytes())
+  content[content.rfind(b"stsz") + 29] = 101  # the fourth piece of sound becomes 6 MB long, and decodes to 20 channels
+  (tmp_path / "a.mp4").write_bytes(content)
+  done = subprocess.run([sys.executable, "-c", DECODE, str(tmp_path / "a.mp4")], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith(f"{tmp_path}/a.mp4: cannot be decoded (") and "on_bad_clip='skip'" in done.stdout
+
+
+@pytest.mark.parametrize(
+  ("second", "words"),
+  [
+    (("fltp", "stereo", 8000), "fltp, 1 channels, 8000 Hz to fltp, 2 channels, 8000 Hz"),
+    (("fltp", "mono", 16000), "to fltp, 1 channels, 16000 Hz"),
+    (("s16p", "mono", 8000), "to s16p, 1 channels, 8000 Hz"),
+  ],
+)
+def test_sound_of_two_kinds_in_one_file_is_refused(second, words):
+  samples = media._Samples()
+  for form, layout, rate in (("fltp", "mono", 8000), second):
+    frame = av.AudioFrame(form, layout, 16)
+    frame.sample_rate = rate
+    if (form, layout, rate) == second:
+      with pytest.raises(media._Damaged, match=f"its sound changes from .*{words}"):
+        samples.add(frame, 0.0)
+    else:
+      samples.add(frame, 0.0)
+  assert samples.count == 16
+
+
+def test_a_track_that_nothing_decodes_is_named(tmp_path):
+  path = fabricate.write_wav(tmp_path / "a.wav", np.zeros(8000, np.int16), 8000)
+  content = bytearray(path.read_bytes())
+  content[20:22] = b"\x01\xf1"  # the number of the codec
+  path.write_bytes(content)
+  with pytest.raises(MediaError, match=r"a\.wav: its audio track is of an unknown kind"):
+    media.decode_audio(path, 8000)
+
+
+@pytest.mark.parametrize(("place", "byte"), [(6, b"("), (0x60, b"("), (0x71, b")"), (0x34, b"B"), (11, b"\x00"), (0x1A, b"O")])
+def test_damaged_headers_of_arrays_are_one_line(tmp_path, place, byte):
+  path = fabricate.write_npy(tmp_path / "a.npy", np.ones(2000, np.float32) / 2)
+  content = path.read_bytes()
+  path.write_bytes(content[:place] + byte + content[place + 1 :])
+  with pytest.raises(MediaError, match=r"a\.npy: cannot be read as an array") as caught:
+    media.read_npy_wave(path, 8000)
+  assert "\n" not in str(caught.value)
+
+
+def test_endings_in_capitals_are_those_of_the_same_file(tmp_path):
+  (tmp_path / "a.MP4").touch()
+  assert media.present(tmp_path / "a.mp4") == tmp_path / "a.MP4" and media.present(tmp_path / "A.mp4") is None
+  (tmp_path / "a.mp4").touch()
+  assert media.present(tmp_path / "a.mp4") == tmp_path / "a.mp4"
+
+
 def test_media_error_survives_pickling():
   error = pickle.loads(pickle.dumps(MediaError("a.mp4", "is cut off", "fetch it again")))
   assert isinstance(error, DataError) and str(error) == "a.mp4: is cut off; fetch it again"
@@ -176,6 +245,12 @@ def test_the_scale_of_samples_is_found(stored, scale, centre):
   np.testing.assert_allclose(got, wave, atol=1e-2 if scale == 128 else 1e-3)
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.int32, np.float32])
+@pytest.mark.parametrize("samples", [[20000, -20000], [1, -1, 0, 0], [-32768, 0], [32767, -32768]])
+def test_whole_numbers_are_of_16_bit_however_quiet_or_loud(samples, kind):
+  np.testing.assert_array_equal(media.unit_wave(np.array(samples, kind), "a.npy"), np.float32(samples) / 32768)
+
+
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_samples_that_are_no_numbers_are_named(tmp_path, wrong):
   fabricate.write_npy(tmp_path / "a.npy", np.array([0, wrong, 0], np.float32))
@@ -231,8 +306,38 @@ def test_crops_keep_the_aspect_ratio_and_the_middle(tmp_path):
   assert media.read_mask(tmp_path / "mask.png", Media(10, 8000)).mean() == 0.4
 
 
-def test_soft_edges_of_masks_are_cut_at_half():
-  assert transforms.binarise(np.array([[0, 100, 128, 255]], np.uint8)).tolist() == [[0, 0, 1, 1]]
+@pytest.mark.parametrize(
+  ("values", "indices", "expected"),
+  [
+    ([0, 100, 127, 128, 255], False, [0, 0, 0, 1, 1]),
+    ([3, 3], False, [0, 0]),  # noise in a mask without object
+    ([0, 100, 120], False, [0, 0, 0]),
+    ([0, 1], False, [0, 1]),
+    ([1, 1], False, [1, 1]),
+    ([0, 0], True, [0, 0]),
+    ([0, 1], True, [0, 1]),
+    ([0, 255], True, [0, 1]),
+    ([0, 5, 10], True, [0, 0, 1]),  # strictly above half
+    ([0, 3], True, [0, 1]),
+  ],
+)
+def test_masks_are_cut_strictly_above_half(values, indices, expected):
+  assert transforms.binarise(np.array([values], np.uint8), indices=indices).tolist() == [expected]
+
+
+def test_masks_of_16_bit_and_of_nothing():
+  assert transforms.binarise(np.array([[0, 300, 32767, 32768, 65535]], np.uint16)).tolist() == [[0, 0, 0, 1, 1]]
+  assert transforms.binarise(np.zeros((0, 4), np.uint8)).shape == (0, 4)
+
+
+def test_nearly_black_masks_are_empty_but_for_palettes(tmp_path):
+  image = Image.new("L", (8, 8), 3)
+  image.save(tmp_path / "grey.png")
+  image = Image.new("P", (8, 8), 3)
+  image.putpalette([0, 0, 0] * 3 + [255, 0, 0])
+  image.save(tmp_path / "palette.png")
+  means = [media.read_mask(tmp_path / f"{name}.png", Media(8, 8000)).mean() for name in ("grey", "palette")]
+  assert means == [0, 1]
 
 
 def test_frame_folders_are_sorted_by_number(tmp_path):

@@ -95,7 +95,7 @@ def test_masks_of_any_kind_read_the_same(tmp_path):
   raw, again = DATASETS["avsbench"](root), prepared(root, tmp_path / "out", "avsbench")
   labels = [dataset.decode(dataset.records("test")[0], MEDIA)["label"] for dataset in (raw, again)]
   np.testing.assert_array_equal(*labels)
-  assert labels[1].mean((1, 2)).tolist() == [0.5, 0.5, 0.5, 0, 0.5]
+  assert labels[1].mean((1, 2)).tolist() == [0.5, 0.5, 0.5, 0, 0]  # 3 of 255 is nearly black
 
 
 def test_threads_and_other_processes_share_the_records(pair):

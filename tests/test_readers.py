@@ -264,12 +264,54 @@ def test_avsbench_masks_train_has_only_the_first(tmp_path, meta):
   assert dataset.splits() == ("train", "val", "test") and len(dataset.classes) == 23
   truth = np.zeros((16, 16), np.uint8)
   truth[:, :8] = 1
-  train, test = (dataset.examples(split, MEDIA)[0] for split in ("train", "test"))
+  train, val, test = (dataset.examples(split, MEDIA)[0] for split in dataset.splits())
   assert train["label_mask"].tolist() == [1, 0, 0, 0, 0] and test["label_mask"].tolist() == [1] * 5
   np.testing.assert_array_equal(train["label"], truth * train["label_mask"].astype(np.uint8)[:, None, None])
-  np.testing.assert_array_equal(test["label"], np.stack([truth] * 5))
+  for labelled in (val, test):
+    assert labelled["label_mask"].tolist() == [1] * 5
+    np.testing.assert_array_equal(labelled["label"], np.stack([truth] * 5))
   assert dataset.classes[train["class"]] == "dog_barking"
   np.testing.assert_allclose(test["visual"][:, 8, 8, 0], [10, 20, 30, 40, 50], atol=2)
+
+
+@pytest.mark.parametrize(
+  ("line", "words"),
+  [
+    ('"x,0,dog_barking,train', None),
+    ("x" * 200_000, "expected 4 fields"),
+    (f"x,0,{'y' * 200_000},test", "unknown category 'yy"),
+  ],
+)
+def test_avsbench_stray_quotes_and_huge_fields(tmp_path, line, words):
+  root = fabricate.make_avsbench(tmp_path / "AVSBench")
+  table = root / "Single-source/s4_meta_data.csv"
+  table.write_text(f"{table.read_text()}{line}\nnext,0,dog_barking,train\n")
+  if words is None:
+    assert [r.clip for r in AVSBench(root).records("train")] == ["train_clip_0", '"x', "next"]
+  else:
+    with pytest.raises(DataError, match=rf"s4_meta_data\.csv:5: {words}") as caught:
+      AVSBench(root)
+    assert len(str(caught.value)) < 700
+
+
+def test_llp_huge_fields(tmp_path):
+  root = fabricate.make_llp(tmp_path / "LLP")
+  table = root / "AVVP_train.csv"
+  table.write_text(table.read_text() + "x" * 200_000 + "\n")
+  with pytest.raises(DataError, match=r"AVVP_train\.csv:3: expected 2 tab-separated fields, got 1"):
+    LLP(root).records("train")
+
+
+@pytest.mark.parametrize("end", ["9" * 5000, "\u00b2", "-1", ""])
+def test_seconds_that_no_clip_has(tmp_path, end):
+  (tmp_path / "trainSet.txt").write_text(f"Bark&aaaaaaaaaaa&good&0&{end}\n")
+  with pytest.raises(DataError, match=r"trainSet\.txt:1: expected Category&VideoID"):
+    AVE(tmp_path).records("train")
+  llp = fabricate.make_llp(tmp_path / "LLP")
+  name = f"{fabricate.CLIP_IDS[1]}_10_20"
+  (llp / "AVVP_eval_audio.csv").write_text(f"filename\tonset\toffset\tevent_labels\n{name}\t0\t{end}\tSpeech\n")
+  with pytest.raises(DataError, match="onset and offset must be whole seconds"):
+    LLP(llp).records("test")
 
 
 def test_avsbench_broken_or_missing_parts_are_named(tmp_path):
@@ -331,6 +373,10 @@ def test_music_avqa_own_vocabulary(tmp_path):
     dataset.records("train")
   with pytest.raises(DataError, match="word 'quiet'"):
     dataset.tokens(["Is", "it", "quiet"])
+  for wrong in ([["no"]], [1], "no", []):
+    (root / "vocabulary.json").write_text(json.dumps({"words": ["<pad>"], "answers": wrong}))
+    with pytest.raises(DataError, match=r"vocabulary\.json: expected"):
+      MusicAVQA(root)
   (root / "vocabulary.json").write_text(json.dumps({"words": ["Is"], "answers": ["no"]}))
   with pytest.raises(DataError, match="<pad>"):
     MusicAVQA(root)
@@ -345,6 +391,14 @@ def test_music_avqa_own_vocabulary(tmp_path):
     ({"anser": "maybe"}, "answer 'maybe'"),
     ({"type": '["Audio", "Smell"]'}, "unknown question type"),
     ({"type": "__import__('os').getcwd()"}, "is not a list"),
+    ({"type": '[["a"],"b"]'}, "is not a list of names"),
+    ({"type": None}, "None is not a list of names"),
+    ({"anser": ["one"]}, r"anser must be text, got \['one'\]"),
+    ({"anser": None}, "anser must be text"),
+    ({"question_content": None}, "question_content must be text, got None"),
+    ({"templ_values": "[1]"}, "is not a list of names"),
+    ({"templ_values": "[" * 100_000}, "is not a list of names"),
+    ({"video_id": None}, "video_id must be text or a number"),
   ],
 )
 def test_music_avqa_wrong_rows_are_one_line(tmp_path, change, words):
@@ -365,9 +419,10 @@ def test_music_avqa_reads_python_lists_too(tmp_path):
 
 
 def test_files_that_are_no_text_or_json_are_named(tmp_path):
-  (tmp_path / "avqa-train.json").write_text("[{")
-  with pytest.raises(DataError, match=r"avqa-train\.json: cannot be read as JSON"):
-    MusicAVQA(tmp_path).records("train")
+  for text in ("[{", "[" * 100_000):
+    (tmp_path / "avqa-train.json").write_text(text)
+    with pytest.raises(DataError, match=r"avqa-train\.json: cannot be read as JSON"):
+      MusicAVQA(tmp_path).records("train")
   (tmp_path / "trainSet.txt").write_bytes(b"\xff\xfe\x00")
   with pytest.raises(DataError, match=r"trainSet\.txt: cannot be read as UTF-8"):
     AVE(tmp_path).records("train")

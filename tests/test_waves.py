@@ -5,12 +5,13 @@ import pathlib
 import pickle
 import threading
 import time
+import tracemalloc
 
 import fabricate
 import numpy as np
 import pytest
 
-from data_pipelines import AVSBench, DataError, Media, MediaError, media, waves
+from data_pipelines import AVSBench, Media, MediaError, media, waves
 from data_pipelines.base import ClipCache
 
 WAVE = fabricate.tones(5, 32000)
@@ -40,7 +41,7 @@ def read(path: pathlib.Path, name: str = "a", rate_hz: int = 32000) -> np.ndarra
   return waves.read_wave(path, name, rate_hz)
 
 
-@pytest.mark.parametrize("protocol", [3, 4])
+@pytest.mark.parametrize("protocol", [0, 2, 3, 4, 5])
 @pytest.mark.parametrize(
   "samples",
   [
@@ -62,9 +63,29 @@ def test_sounds_of_any_number_type(tmp_path, samples, protocol):
   assert not read(path, "b").any() and read(path, rate_hz=8000).shape == (40000,)
 
 
+@pytest.mark.parametrize("protocol", [2, 4, 5])
 @pytest.mark.parametrize("samples", [[0.0, 0.25, -0.5], [np.float32(0.0), np.float32(0.25), np.float32(-0.5)]])
-def test_lists_of_numbers(tmp_path, samples):
-  np.testing.assert_allclose(read(write(tmp_path / "AVS.npy", packed({"a.wav": samples}))), [0, 0.25, -0.5])
+def test_lists_of_numbers(tmp_path, samples, protocol):
+  table = {"a.wav": samples * 20_000}  # many more than the scan lets pass without a look at the size
+  np.testing.assert_allclose(read(write(tmp_path / "AVS.npy", packed(table, protocol)))[:3], [0, 0.25, -0.5])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int32])
+def test_a_quiet_clip_has_the_scale_of_its_table(tmp_path, kind):
+  loud, quiet = np.array([20000, -20000], kind), np.array([1, -1, 0, 0], kind)
+  path = write(tmp_path / "AVS.npy", packed({"a.wav": quiet, "b.wav": loud}))
+  np.testing.assert_allclose(read(path), np.array([1, -1, 0, 0]) / 32768)
+  np.testing.assert_allclose(read(path, "b"), np.array([20000, -20000]) / 32768)
+
+
+def test_whole_numbers_among_fractions_are_full_scale(tmp_path):
+  path = write(tmp_path / "AVS.npy", packed({"a.wav": np.array([1, -1, 0], np.float32), "b.wav": WAVE}))
+  np.testing.assert_allclose(read(path), [1, -1, 0], atol=1 / 32768)
+
+
+def test_types_of_one_table_have_their_own_scales(tmp_path):
+  path = write(tmp_path / "AVS.npy", packed({"a.wav": np.array([16384], np.int16), "b.wav": np.array([2**30], np.int32)}))
+  assert read(path) == read(path, "b") == 0.5
 
 
 def test_files_that_numpy_1_wrote(tmp_path):
@@ -132,9 +153,9 @@ def test_code_in_a_pickle_is_refused_and_never_runs(tmp_path, which, place):
     "as samples": packed({"a.wav": [0.0, bad]}),
   }[place]
   path = write(tmp_path / "AVS.npy", content)
-  with pytest.raises(DataError, match=r"AVS\.npy: asks for \w+[.\w]*, which .* was not opened") as caught:
+  with pytest.raises(MediaError, match=r"AVS\.npy: asks for \w+[.\w]*, which .* was not opened") as caught:
     read(path)
-  assert not isinstance(caught.value, MediaError), "a run must stop, whatever it does with clips that are only broken"
+  assert caught.value.mend == "fetch this file again from a source that you trust"
   assert "\n" not in str(caught.value) and not (tmp_path / "ran").exists() and RAN == []
   pickle.loads(pickle.dumps(Asks(run, "now")))
   assert RAN.pop() == "now", "such a pickle does run where pickles are opened"
@@ -147,8 +168,51 @@ def test_code_in_a_pickle_is_refused_and_never_runs(tmp_path, which, place):
 def test_only_what_builds_arrays_is_known(tmp_path, name):
   module, attribute = name.split()
   path = write(tmp_path / "AVS.npy", f"c{module}\n{attribute}\n.".encode())
-  with pytest.raises(DataError, match=f"asks for {module}.{attribute},"):
+  with pytest.raises(MediaError, match=f"asks for {module}.{attribute},"):
     read(path)
+
+
+def aliased(count: int) -> dict[str, np.ndarray]:
+  """One sound under many names."""
+  return {f"{i}.wav": WAVE for i in range(count)}
+
+
+def lists_of_lists(depth: int) -> list:
+  """Few bytes that stand for 10 ** depth numbers."""
+  found: list = [0.5] * 10
+  for _ in range(depth - 1):
+    found = [found] * 10
+  return found
+
+
+@pytest.mark.parametrize(
+  ("content", "words"),
+  [
+    (packed({"a.wav": lists_of_lists(12)}), "'a.wav' is no row of numbers"),
+    (packed(aliased(50)), "holds more than [0-9]+ samples in [0-9]+ bytes"),
+    (packed({"a.wav": [0.5] * 10, "b.wav": WAVE}) + bytes(10), None),
+    (b"\x80\x04}r\x00\x00\x00\x04.", "remembers something at place 67108864 of 0"),  # LONG_BINPUT 2 ** 26
+    (b"\x80\x04(" + b"]" * 100_000 + b"l.", "makes 100001 objects of 100005 bytes"),
+    (b"\x80\x04" + b"\x8f0" * 10_000 + b".", "holds a set"),
+    (b"\x80\x04\x8e" + (2**60).to_bytes(8, "little") + b"x.", "cannot be read as a table"),
+    (packed({("a", "wav"): WAVE}), "the name of a sound is no text"),
+    (b"\x80\x04c_codecs\nencode\nN}U\x01aU\x01bs\x86b.", "cannot be read as a table"),  # sets attributes of a stand-in
+  ],
+  ids=range(9),
+)
+def test_memory_is_a_small_multiple_of_the_file(tmp_path, content, words):
+  path = write(tmp_path / "AVS.npy", content)
+  tracemalloc.start()
+  try:
+    if words is None:
+      assert read(path, "b").shape == WAVE.shape
+    else:
+      with pytest.raises(MediaError, match=words):
+        read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  assert peak < 12 * len(content) + 3_000_000
 
 
 def object_array_of(raw: object) -> bytes:

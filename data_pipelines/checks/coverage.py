@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Hashable
 
+from data_pipelines import waves
 from data_pipelines.base import Dataset
-from data_pipelines.checks.findings import Context, Finding, class_names, named_classes, plural, printable
+from data_pipelines.checks.findings import Context, Finding, class_names, named_classes, plural
 from data_pipelines.checks.labels import Check
 from data_pipelines.checks.media import extra_files
 from data_pipelines.known import NEEDED
-from data_pipelines.schema import Record
+from data_pipelines.schema import Record, printable
 
 BROKEN = ("zero-byte", "truncated", "unreadable")
 _AGAIN = "fetch them again, or leave them out with --config.data.on_bad_clip=skip"
@@ -88,7 +89,10 @@ def extras(dataset: Dataset, context: Context) -> list[Finding]:
   """Media that belong to no row, and names that are no UTF-8 and so can belong to none."""
   found = []
   raw = bool(context.states) and context.prepared is None
-  for folder, names in extra_files(dataset, context).items() if raw else ():
+  extra, unlisted = extra_files(dataset, context) if raw else ({}, {})
+  for folder, words in unlisted.items():
+    found.append(Finding("gap", "unlisted", str(folder), f"cannot be listed ({words})", "give this user the right to read it"))
+  for folder, names in extra.items():
     odd = tuple(printable(name) for name in names if _undecodable(name))
     if odd:
       what = f"{plural(len(odd), 'name')} not in UTF-8, which no row can mean"
@@ -138,4 +142,14 @@ def class_table(dataset: Dataset, context: Context) -> list[dict[str, str | int 
   ]
 
 
-CHECKS: tuple[Check, ...] = (no_media, problems, remarks, extras)
+def packed_sounds(dataset: Dataset, context: Context) -> list[Finding]:
+  """Sounds packed into tables that together are more than a process keeps: they are read again and again."""
+  tables = {path for state in context.states.values() for path in state.files if path.name == waves.FILE_NAME}
+  megabytes, kept = sum(path.stat().st_size for path in tables) // 1_000_000, waves.TABLES.max_bytes // 1_000_000
+  if megabytes <= kept:
+    return []
+  what = f"{plural(len(tables), 'table')} {waves.FILE_NAME} of {megabytes} MB, of which a process keeps {kept} MB"
+  return [Finding("note", "packed_sounds", str(dataset.root), f"{what}: slow to train on before data_pipelines.prepare")]
+
+
+CHECKS: tuple[Check, ...] = (no_media, problems, remarks, extras, packed_sounds)

@@ -1,7 +1,6 @@
 """What the checks share: findings, the state of each clip, and the context in which a dataset is checked."""
 
 import dataclasses
-import os
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from data_pipelines import ave, avsbench, llp, music_avqa
 from data_pipelines.base import Dataset
 from data_pipelines.known import FACTS, Facts, SplitFacts
 from data_pipelines.prepared import PreparedStore
-from data_pipelines.schema import DataError, Record
+from data_pipelines.schema import DataError, Record, printable
 
 SEVERITIES = ("note", "gap", "fatal")  # index = exit code
 
@@ -141,14 +140,9 @@ def is_official(key: str, dataset: Dataset) -> bool:
   if key == "music_avqa":
     return dataset.vocabulary == {"words": list(music_avqa.WORDS), "answers": list(music_avqa.ANSWERS)}
   if key == "avsbench_ms3":
-    return not label_file(dataset, "categories.txt")
+    return not dataset.find_file("categories.txt")
   official = {"ave": ave.CATEGORIES, "llp": llp.CATEGORIES, "avsbench": avsbench.CATEGORIES}[key]
   return tuple(dataset.classes) == official
-
-
-def label_file(dataset: Dataset, name: str) -> Path | None:
-  """A file beside the labels or at the dataset's root."""
-  return next((path for folder in (dataset.label_root, dataset.root) if (path := folder / name).is_file()), None)
 
 
 def class_names(context: Context, dataset: Dataset) -> tuple[str, ...]:
@@ -178,11 +172,6 @@ def named_classes(names: tuple[str, ...], record: Any) -> tuple[str, ...]:
 def plural(count: int, name: str, many: str = "") -> str:
   """`1 clip`, `2 clips`; `many` where the plural is irregular."""
   return f"{count} {name if count == 1 else many or name + 's'}"
-
-
-def printable(name: str | Path) -> str:
-  """A file name that any terminal can print: bytes that are no UTF-8 as \\xNN."""
-  return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def distinct(names: Iterable[str]) -> tuple[str, ...]:

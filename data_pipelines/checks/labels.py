@@ -6,18 +6,17 @@ from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 
 from data_pipelines import ave
-from data_pipelines.base import Dataset
+from data_pipelines.base import MAX_LABEL_BYTES, Dataset
 from data_pipelines.checks.findings import (
   Context,
   Finding,
   class_names,
   distinct,
-  label_file,
   named_classes,
   plural,
   row_classes,
 )
-from data_pipelines.known import MAX_LABEL_BYTES, NEEDED, UNKNOWN_NAMES, LabelFile, identify
+from data_pipelines.known import NEEDED, UNKNOWN_NAMES, LabelFile, identify
 from data_pipelines.schema import DataError
 
 AS_PUBLISHED = "as in the official files"
@@ -92,7 +91,7 @@ def _class_changes(context: Context, split: str) -> tuple[str, ...]:
 def label_paths(dataset: Dataset, context: Context) -> list[Path]:
   """The label files that are there, known names first."""
   names = [name for entry in context.facts.labels for name in entry] + list(context.facts.optional)
-  return [path for name in names if (path := label_file(dataset, name))]
+  return [path for name in names if (path := dataset.find_file(name))]
 
 
 def file_verdict(path: Path, context: Context) -> tuple[str, str, LabelFile | None]:
@@ -103,6 +102,8 @@ def file_verdict(path: Path, context: Context) -> tuple[str, str, LabelFile | No
     digest, known = identify(path)
   except DataError:  # no text: the reader says so where it needs the file
     return "", "not text", None
+  except OSError as error:
+    return "", f"cannot be read ({error.strerror})", None
   if known:
     renamed = not same_file(known.name, path.name, context)
     return digest, f"official {known.name} under another name" if renamed else known.what, known

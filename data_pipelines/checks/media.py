@@ -13,16 +13,16 @@ from PIL import Image
 from data_pipelines import waves
 from data_pipelines.base import Dataset
 from data_pipelines.checks import records
-from data_pipelines.checks.findings import ClipState, Context, printable
+from data_pipelines.checks.findings import ClipState, Context
 from data_pipelines.known import Facts
-from data_pipelines.schema import DataError, Example, Media, MediaError, Record
+from data_pipelines.media import ENDINGS, PICTURES, VIDEO, WAVES
+from data_pipelines.schema import DataError, Example, Media, MediaError, Record, printable
 
 # As small as decoding goes: only whether it works is asked, and how loud it is.
 MEDIA = Media(image_size=32, sample_rate_hz=16000)
 SILENT_BELOW = 32768 * 10 ** (-60 / 20)
 TOLERANCE_S = 1.0
 SAMPLE = 50  # clips of each split
-PICTURES = (".jpg", ".jpeg", ".png")
 BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"uuid", b"styp", b"sidx", b"moof", b"mfra")
 Progress = Callable[[int, int], None]
 
@@ -67,7 +67,7 @@ def _inspected(dataset: Dataset, record: Record, context: Context, decode: bool)
 def inspect(dataset: Dataset, record: Record, context: Context, decode: bool) -> ClipState:
   """Looks at the files or the records of one clip, and decodes it if asked to."""
   state = _look_up(dataset, record) if context.prepared is None else records.look_up(dataset, record, context)
-  cut = next((words for path in state.files if path.suffix == ".mp4" and (words := _cut_mp4(path))), "")
+  cut = next((words for path in state.files if path.suffix.lower() == VIDEO and (words := _cut_mp4(path))), "")
   if cut and not decode and not state.problem:
     state.problem, state.detail = "truncated", cut
   if not decode or state.problem:
@@ -102,7 +102,7 @@ def _look_into_table(files: Sequence[Path], record: Record, state: ClipState) ->
   for path in files:
     if path.name == waves.FILE_NAME:
       try:
-        if not waves.has_wave(path, record.clip):
+        if waves.num_samples(path, record.clip) is None:
           state.problem, state.detail = "missing", f"{printable(record.clip)}: not in {printable(path)}"
       except DataError as error:
         state.problem, state.detail = "unreadable", _words(error)
@@ -119,8 +119,8 @@ def _missing(dataset: Dataset, record: Record) -> str:
   if not layout.video:
     return _decode(dataset, record)[2] or printable(record.clip)
   frames = any((dataset.root / folder / name).is_dir() for folder in layout.frames for name in names)
-  waves = (dataset.root / folder / f"{name}{end}" for folder in layout.wave for name in names for end in (".npy", ".wav"))
-  half = " (frames without a wave)" if frames else " (a wave without frames)" if any(p.is_file() for p in waves) else ""
+  wave = any(layout.find_wave(dataset.root, name) for name in names)
+  half = " (frames without a wave)" if frames else " (a wave without frames)" if wave else ""
   return printable(record.clip) + half
 
 
@@ -193,31 +193,31 @@ def _remark(audio: np.ndarray, record: Record, context: Context, state: ClipStat
   for path in state.files:
     if path.is_dir() and _is_masks(path):
       _look_at_masks(path, state)
-    elif path.suffix in (".mp4", ".wav", ".npy"):
-      _measure(path, context, state)
+    elif path.suffix.lower() in (VIDEO, *WAVES):
+      _measure(path, record, context, state)
 
 
 def _sound(files: Sequence[Path]) -> Path:
-  return next((path for path in files if path.suffix in (".wav", ".npy")), files[0])
+  return next((path for path in files if path.suffix.lower() in WAVES), files[0])
 
 
-def _measure(path: Path, context: Context, state: ClipState) -> None:
+def _measure(path: Path, record: Record, context: Context, state: ClipState) -> None:
   """Length of a media file against the published one; roots of their own may have AVQA clips of any length."""
   facts: Facts = context.facts
-  if path.suffix == ".npy":
-    samples = _npy_samples(path)
-    if samples not in (None, facts.wave_samples):
-      state.remarks["samples"] = f"{printable(path)}: {samples} samples, expected {facts.wave_samples}"
+  if path.suffix.lower() == ".npy":
+    packed = path.name == waves.FILE_NAME  # the sounds of many clips
+    samples = waves.num_samples(path, record.clip) if packed else _npy_samples(path)
+    if samples != facts.wave_samples:
+      where = f"{printable(path)}: {record.clip}" if packed else printable(path)
+      state.remarks["samples"] = f"{where}: {samples} samples, expected {facts.wave_samples}"
   elif context.official or context.key != "music_avqa":
     seconds = _duration_s(path)
     if seconds is not None and abs(seconds - facts.duration_s) > TOLERANCE_S:
       state.remarks["duration"] = f"{printable(path)}: {seconds:.1f} s long, expected {facts.duration_s:g} s"
 
 
-def _npy_samples(path: Path) -> int | None:
-  """Number of samples of an array file; None where one file holds many clips."""
-  if path.name == waves.FILE_NAME:
-    return None
+def _npy_samples(path: Path) -> int:
+  """Number of samples of an array file."""
   return int(np.load(path, mmap_mode="r", allow_pickle=False).size)
 
 
@@ -247,8 +247,11 @@ def _more(count: int) -> str:
   return f", and {count - 1} more of this clip" if count > 1 else ""
 
 
-def extra_files(dataset: Dataset, context: Context) -> dict[Path, list[str]]:
-  """Folder of media -> names in it that belong to no row: each folder is listed once, no file is opened."""
+def extra_files(dataset: Dataset, context: Context) -> tuple[dict[Path, list[str]], dict[Path, str]]:
+  """Folder of media -> names in it that belong to no row, and folder that cannot be listed -> why.
+
+  Each folder is listed once, no file is opened.
+  """
   used: dict[Path, set[str]] = {}
   for state in context.states.values():
     for path in state.files:
@@ -257,20 +260,25 @@ def extra_files(dataset: Dataset, context: Context) -> dict[Path, list[str]]:
   # Where folders hold nothing but clips, a clip may lie there in a second form that is not read.
   names = {name for r in context.clips.values() for name in dataset.clip_names(r)} if layout.video else set()
   for folder in filter(None, (*layout.video, *layout.frames, *layout.wave)):
-    if (path := dataset.root / folder).is_dir() and not any(path in other.parents for other in used):
+    if os.path.isdir(path := dataset.root / folder) and not any(path in other.parents for other in used):
       used.setdefault(path, set())
-  found = {}
+  found, unlisted = {}, {}
   for folder, known in sorted(used.items()):
-    with os.scandir(folder) as entries:
-      loose = [e for e in entries if e.name not in known and not e.name.startswith(".") and _is_media(e, folder, dataset.root)]
-    if extra := sorted(e.name for e in loose if _stem(e.name) not in names):
+    try:
+      with os.scandir(folder) as entries:
+        loose = [e for e in entries if e.name not in known and not e.name.startswith(".")]
+    except OSError as error:
+      unlisted[folder] = error.strerror
+      continue
+    media = [e.name for e in loose if _is_media(e, folder, dataset.root)]
+    if extra := sorted(name for name in media if _stem(name) not in names):
       found[folder] = extra
-  return found
+  return found, unlisted
 
 
 def _is_media(entry: os.DirEntry, folder: Path, root: Path) -> bool:
   """Whether an entry of a media folder looks like media: in the root's own folder, only files do."""
-  if entry.is_dir():
+  if os.path.isdir(entry.path):  # a link to itself is none, where entry.is_dir() raises
     return folder != root
   return _stem(entry.name) != entry.name
 
@@ -278,4 +286,4 @@ def _is_media(entry: os.DirEntry, folder: Path, root: Path) -> bool:
 def _stem(name: str) -> str:
   """A file name without the ending of a media file; other names stay."""
   stem, ending = os.path.splitext(name)
-  return stem if ending.lower() in (".mp4", ".wav", ".npy", *PICTURES) else name
+  return stem if ending.lower() in ENDINGS else name

@@ -10,10 +10,10 @@ from typing import Any
 
 from data_pipelines import records
 from data_pipelines.base import Dataset
-from data_pipelines.checks.findings import ClipState, Context, Finding, plural, printable
+from data_pipelines.checks.findings import ClipState, Context, Finding, plural
 from data_pipelines.known import NEEDED
 from data_pipelines.prepared import COPY, PreparedStore
-from data_pipelines.schema import DataError, Record
+from data_pipelines.schema import DataError, Record, printable
 
 
 def open_records(dataset: Dataset, context: Context) -> None:

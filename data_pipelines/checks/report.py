@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines.checks import coverage
-from data_pipelines.checks.findings import SEVERITIES, Context, Finding, plural, printable, toybox_root
+from data_pipelines.checks.findings import SEVERITIES, Context, Finding, plural, toybox_root
 from data_pipelines.checks.tree import Line
+from data_pipelines.schema import printable
 
 VERDICTS = ("clean", "usable with gaps", "not usable")  # index = exit code
 EXAMPLES = 3  # told in the text; JSON has all

@@ -6,7 +6,7 @@ import numpy as np
 
 from data_pipelines import ave, llp, music_avqa
 from data_pipelines.base import Dataset, read_lines
-from data_pipelines.checks.findings import Context, Finding, distinct, label_file, plural
+from data_pipelines.checks.findings import Context, Finding, distinct, plural
 from data_pipelines.checks.labels import AS_PUBLISHED, Check, repeated
 from data_pipelines.schema import DataError
 
@@ -39,16 +39,16 @@ def ave_events(dataset: Dataset, context: Context) -> list[Finding]:
 
 
 def _annotations_agree(dataset: ave.AVE, context: Context) -> list[Finding]:
-  """Rows of the split files that Annotations.txt, if it is there, does not have."""
-  if not label_file(dataset, "Annotations.txt"):
+  """Rows of the split files that Annotations.txt, or the one with domains, does not have, if it is there."""
+  if not (path := dataset.find_file(*ave.ANNOTATIONS)):
     return []
   try:
     known = set(dataset.annotations())
   except DataError as error:
-    return [Finding("gap", "annotations", "Annotations.txt", str(error))]
+    return [Finding("gap", "annotations", path.name, str(error))]
   missing = [f"{split}: {r.id}" for split, rows in context.splits.items() for r in rows if r not in known]
   what = f"{plural(len(missing), 'row')} of the Set files not in it: one of them is damaged"
-  return [Finding("gap", "annotations", "Annotations.txt", what, context.labels_from, tuple(missing))] if missing else []
+  return [Finding("gap", "annotations", path.name, what, context.labels_from, tuple(missing))] if missing else []
 
 
 def llp_dense(dataset: Dataset, context: Context) -> list[Finding]:
@@ -59,7 +59,7 @@ def llp_dense(dataset: Dataset, context: Context) -> list[Finding]:
   found = []
   for kind in ("audio", "visual"):
     name = f"AVVP_eval_{kind}.csv"
-    if not (path := label_file(dataset, name)):
+    if not (path := dataset.find_file(name)):
       what = f"no {name}: nothing {'heard' if kind == 'audio' else 'seen'} can be scored"
       found.append(Finding("gap", "dense", str(dataset.label_root), what, context.labels_from))
       continue

@@ -7,16 +7,17 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from data_pipelines import waves
 from data_pipelines.base import Dataset
-from data_pipelines.checks.findings import Context, plural, printable
+from data_pipelines.checks.findings import Context, plural
 from data_pipelines.checks.labels import file_verdict, label_paths
-from data_pipelines.checks.media import PICTURES
 from data_pipelines.known import Facts
+from data_pipelines.media import ENDINGS
+from data_pipelines.schema import printable
 
 MAX_GROUPS = 6  # of media folders; beyond it they are summed up one level higher
 MAX_UNUSED = 12
 _VALIDATION = re.compile(r"(^|[_-])val")
-_MEDIA_ENDINGS = (".mp4", ".wav", ".npy", *PICTURES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +79,7 @@ def media_lines(dataset: Dataset, context: Context) -> list[Line]:
 
 def _groups(files: set[Path]) -> list[tuple[Path, str]]:
   """Folder -> `4097 mp4`, summed up until there are few folders."""
-  groups = Counter((path.parent, path.suffix[1:].lower() if path.suffix.lower() in _MEDIA_ENDINGS else "") for path in files)
+  groups = Counter((path.parent, path.suffix[1:].lower() if path.suffix.lower() in ENDINGS else "") for path in files)
   while len(groups) > MAX_GROUPS:
     deepest = max(len(folder.parts) for folder, _ in groups)
     higher = Counter()
@@ -97,8 +98,8 @@ def layout(context: Context) -> dict[str, int]:
 def _kind(path: Path) -> str:
   if ".array_record-" in path.name:
     return "ArrayRecord"
-  if path.suffix.lower() in _MEDIA_ENDINGS:
-    return path.name if path.name == "AVS.npy" else path.suffix[1:].lower()
+  if path.suffix.lower() in ENDINGS:
+    return path.name if path.name == waves.FILE_NAME else path.suffix[1:].lower()
   return "masks" if "gt_masks" in path.parts else "frames"
 
 
@@ -111,7 +112,7 @@ def unused_lines(dataset: Dataset, context: Context, used: set[Path]) -> list[Li
     folders = {dataset.label_root: None}
   lines = []
   for path in (path for folder in folders for path in _entries(folder)):
-    if path in needed or (path.parent in media_here and path.suffix.lower() in _MEDIA_ENDINGS):
+    if path in needed or (path.parent in media_here and path.suffix.lower() in ENDINGS):
       continue
     if any(path in other.parents or path == other for other in folders) or (context.labels_only and path.is_dir()):
       continue
@@ -127,13 +128,19 @@ def _limited(lines: list[Line]) -> list[Line]:
 
 
 def _entries(folder: Path) -> list[Path]:
-  """What a folder holds, without hidden entries; [] if there is no folder."""
-  return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+  """What a folder holds, without hidden entries; [] if there is none, or none that may be listed (`coverage.extras` tells)."""
+  try:
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+  except OSError:
+    return []
 
 
 def _size(path: Path) -> str:
   """`12 entries` of a folder, "" of a file."""
-  return plural(len(os.listdir(path)), "entry", "entries") if path.is_dir() else ""
+  try:
+    return plural(len(os.listdir(path)), "entry", "entries") if path.is_dir() else ""
+  except OSError as error:
+    return f"cannot be listed ({error.strerror})"
 
 
 def _below(path: Path, root: Path) -> str:
