@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from data_pipelines import records
-from data_pipelines.base import Dataset
+from data_pipelines.base import MAX_LABEL_BYTES, Dataset
 from data_pipelines.encode import JPEG_QUALITY, Encoding
 from data_pipelines.schema import DataError
 
 LABEL_ENDINGS = (".txt", ".csv", ".tsv", ".json", "_order.h5")
-LABEL_BYTES = 64 << 20  # no label file is larger, but files of somebody's own may be
 LIBRARIES = ("array_record", "av", "pillow", "soxr", "tensorflow-datasets")  # what the bytes come from
 
 
@@ -46,7 +45,7 @@ def label_files(dataset: Dataset) -> list[Path]:
   """The small text files in the two folders where a reader looks for labels, splits and vocabularies."""
   beside = {path for folder in (dataset.root, dataset.label_root) for path in folder.iterdir()}
   found = [path for path in beside if path.name.endswith(LABEL_ENDINGS) and path.is_file()]
-  return sorted(path for path in found if path.stat().st_size <= LABEL_BYTES)
+  return sorted(path for path in found if path.stat().st_size <= MAX_LABEL_BYTES)
 
 
 def describe(dataset: Dataset, name: str, encoding: Encoding, clips_per_shard: int, labels: Sequence[Path]) -> dict[str, Any]:
