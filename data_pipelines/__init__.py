@@ -7,13 +7,7 @@ from data_pipelines.llp import LLP
 from data_pipelines.music_avqa import MusicAVQA
 from data_pipelines.schema import QUESTION_TYPES, DataError, Media, MediaError, Record
 
-DATASETS: dict[str, type[Dataset]] = {
-  "ave": AVE,
-  "llp": LLP,
-  "avsbench": AVSBench,
-  "avsbench_ms3": AVSBenchMS3,
-  "music_avqa": MusicAVQA,
-}
+DATASETS: dict[str, type[Dataset]] = {reader.name: reader for reader in (AVE, LLP, AVSBench, AVSBenchMS3, MusicAVQA)}
 
 __all__ = [
   "AVE",

@@ -67,6 +67,7 @@ class AVE(Dataset):
   A split that has both a Set file and an order file is read from the former; in the published files they agree.
   """
 
+  name = "ave"
   folders = ("AVE", "AVE_Dataset")
   label_files = tuple(f"{folder}{name}" for name in ("*Set.txt", "*_order.h5") for folder in ("", "labels/", "data/"))
   layout = ClipLayout(video=("", "video", "AVE"), frames=("frames",), wave=("wave",))

@@ -176,6 +176,7 @@ class AVSBench(Masks):
   which train has only the first.
   """
 
+  name = "avsbench"
   meta = "s4_meta_data.csv"
   columns: ClassVar[dict[str, int]] = {"name": 0, "category": 2, "split": 3}
   data_folder = "s4_data"
@@ -201,6 +202,7 @@ class AVSBenchMS3(Masks):
   `audio_wav/<split>/<id>.wav`, `gt_masks/<split>/<id>/<id>_{1..5}.png`, empty where nothing that is seen sounds.
   """
 
+  name = "avsbench_ms3"
   meta = "ms3_meta_data.csv"
   columns: ClassVar[dict[str, int]] = {"name": 0, "split": 1}
   data_folder = "ms3_data"

@@ -119,6 +119,7 @@ class Dataset:
   """Reads one benchmark as it lies on disk; see the class attributes for what a dataset must say.
 
   Attributes:
+    name: its key in DATASETS.
     folders: names of its folder below a data root.
     label_files: glob patterns, relative to the dataset folder, of the files that hold its splits.
     layout: where media lie.
@@ -128,6 +129,7 @@ class Dataset:
     classes: class names, index = label.
   """
 
+  name: ClassVar[str]
   folders: ClassVar[tuple[str, ...]]
   label_files: ClassVar[tuple[str, ...]]
   layout: ClassVar[ClipLayout]
@@ -217,7 +219,7 @@ class Dataset:
   @functools.cached_property
   def prepared(self) -> PreparedStore | None:
     """What `data_pipelines.prepare` wrote below this root to stand in for the media; None for a raw root."""
-    return open_store(self)
+    return open_store(self.root, self.name, spread=self.spread)
 
   def has_clip(self, record: Record) -> bool:
     """Whether the media of a row exist."""

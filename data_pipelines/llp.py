@@ -67,6 +67,7 @@ class LLP(Dataset):
   seen then.
   """
 
+  name = "llp"
   folders = ("LLP", "AVVP")
   label_files = ("AVVP_*.csv", "data/AVVP_*.csv", "labels/AVVP_*.csv", "LLP_dataset/labels/AVVP_*.csv")
   layout = ClipLayout(

@@ -108,6 +108,7 @@ class MusicAVQA(Dataset):
     classes: the answers.
   """
 
+  name = "music_avqa"
   folders = ("MUSIC-AVQA", "AVQA")
   label_files = tuple(
     f"{folder}{kind}avqa-*.json" for kind in ("", *(f"{name}/" for name in _ANNOTATIONS)) for folder in ("", "data/", "labels/")

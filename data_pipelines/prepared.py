@@ -9,7 +9,7 @@ import re
 import threading
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -17,24 +17,16 @@ from data_pipelines import media as media_lib
 from data_pipelines import records, transforms
 from data_pipelines.schema import DataError, Example, Media, MediaError
 
-if TYPE_CHECKING:
-  from data_pipelines.base import Dataset
-
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 COPY = "copy the folder again, or run data_pipelines.prepare again: it makes what is damaged anew"
 AGAIN = "run data_pipelines.prepare again, or let on_bad_clip='skip' leave it out"
 
 
-def open_store(dataset: "Dataset") -> "PreparedStore | None":
-  """The prepared records below a dataset folder, None if it has none; raises DataError if they are not complete."""
-  from data_pipelines import DATASETS  # not at the top: this package imports the readers, and they this module
-
-  name = next((name for name, kind in DATASETS.items() if kind is type(dataset)), None)
-  if name is None:
-    return None
-  folder = records.records_folder(dataset.root, name)
+def open_store(root: Path, name: str, *, spread: bool) -> "PreparedStore | None":
+  """The prepared records of dataset `name` below its folder, None if it has none; raises DataError if they are not complete."""
+  folder = records.records_folder(root, name)
   if folder.is_dir():
-    return PreparedStore(folder, spread=dataset.spread)
+    return PreparedStore(folder, spread=spread)
   others = sorted(p.name for p in folder.parent.iterdir() if _VERSION.fullmatch(p.name)) if folder.parent.is_dir() else []
   if others:
     which = f"records of version {', '.join(others)}, not {records.VERSION}"

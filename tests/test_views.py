@@ -29,6 +29,7 @@ class Row(Record):
 class MadeUp(Dataset):
   """Every number of a clip is that of its name, and in second t of the labels and media t more."""
 
+  name = "made_up"
   seconds = SECONDS
 
   def __init__(self, clips: list[int], *, bad: tuple[int, ...] = (), masks: list[int] | None = None) -> None:
