@@ -26,9 +26,9 @@ TINT, LOWEST_HZ, STEP_HZ = 30, 250, 50
 
 
 def number(name: str) -> int:
-  """Which clip of its benchmark a name means."""
+  """Which clip of its benchmark a name means; 0 for a name that no benchmark here has."""
   names = (CLIP_IDS, MUSIC_CLIPS, tuple(SPLIT_MASKS))  # a name of AVSBench begins with the split
-  return next(i for known in names for i, start in enumerate(known) if name.startswith(start))
+  return next((i for known in names for i, start in enumerate(known) if name.startswith(start)), 0)
 
 
 def levels(seconds: int) -> np.ndarray:
