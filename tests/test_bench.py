@@ -22,6 +22,7 @@ def run_bench(monkeypatch):
   return run
 
 
+@pytest.mark.slow
 def test_one_task_is_measured_in_this_process(run, capsys):
   run("--only=avqa", "--repeats=1")
   found = [float(x) for x in json.loads(capsys.readouterr().out.splitlines()[-1])]

@@ -379,6 +379,7 @@ def pictures(tmp_path_factory) -> pathlib.Path:
   return root
 
 
+@slow
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_memory_stays_flat_over_three_epochs_of_media(tmp_path, pictures, num_workers):
   """Kilobytes at the end of each epoch; an epoch holds 31 MB, so that batches or clips that are kept would show."""

@@ -45,6 +45,7 @@ def lowered(config, name):
   return step, method, task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("variant", "name", "limit", "original"),
   [("full", "ave", 1.25e12, 2.11e12), ("released", "avs", 1.08e12, 1.21e12)],

@@ -75,7 +75,7 @@ def close(a, b, tolerance=2e-5):
     np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * max(1, np.abs(y).max()))
 
 
-@pytest.mark.parametrize("kind", ["htsat", "ast"])
+@pytest.mark.parametrize("kind", [pytest.param("htsat", marks=pytest.mark.slow), "ast"])
 def test_remat_changes_no_number(kind):
   batch = small.batch("ave", 2)
   plain, kept = (Setup(kind=kind, remat=remat).gradients(batch) for remat in (False, True))
@@ -129,6 +129,7 @@ def test_statistics_are_those_of_the_real_rows():
   close(module.normalise(mel, 1), expected.reshape(mel.shape))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["mixup", "audio_noise", "train_mode_at_test", "audio_repeats"])
 def test_each_kind_of_noise_can_be_had_alone(option):
   batch, value = small.batch("avs", 2), "seconds" if option == "audio_repeats" else True

@@ -12,6 +12,8 @@ from preparing import COUNT, ROOT, TIMEOUT_S, flags, journals, make_many, manife
 from data_pipelines import prepare, records
 from data_pipelines.prepare_suspects import in_flight, suspects
 
+pytestmark = pytest.mark.slow
+
 # The command with a decoder that crashes at the clips of KILLERS; its workers run the top of this file too.
 CRASHING = """
 import os, signal, sys

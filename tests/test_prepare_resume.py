@@ -81,6 +81,7 @@ def test_killed_and_started_again_gives_the_same_bytes(tmp_path, many, whole, fi
   assert finished == 0 or f"{finished} of 4 shards are finished" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, prepare.STOPPED)])
 def test_workers_end_with_a_run_that_is_stopped(tmp_path, many, whole, sent, code):
   (script := tmp_path / "slow.py").write_text(SLOW)
@@ -132,6 +133,7 @@ def test_a_damaged_shard_alone_is_made_again(tmp_path, many, whole, damage):
   assert tree(tmp_path / "out") == whole and [path.stat().st_mtime_ns for path in others] == times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("option", "words"),
   [
@@ -199,6 +201,7 @@ def test_more_than_five_percent_stop_the_run_and_keep_what_is_finished(tmp_path,
   assert tree(tmp_path / "out") == whole and journals(tmp_path / "out")[0].stat().st_mtime_ns == times
 
 
+@pytest.mark.slow
 def test_several_workers_list_what_is_broken_in_shards_that_are_not_finished(tmp_path, many, capsys):
   broken = [f"clip_{i:06d}" for i in (0, 1, 2, 9, 14)]  # the first shard says enough; two others are begun by then
   for name in broken:
