@@ -18,7 +18,7 @@ from data_pipelines.base import Dataset
 from data_pipelines.encode import Encoding, encode_clip
 from data_pipelines.prepare import Options, prepare
 from data_pipelines.prepare_folder import copy_labels, label_files
-from data_pipelines.schema import DataError, Example, Media, Record
+from data_pipelines.schema import DataError, Example, Media, Record, refuse
 from data_pipelines.toybox.compose import compose
 
 
@@ -107,8 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
       report(toybox_roots(Path(folder), given.clips), "ave", media, given.clips)
   except (DataError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+    return refuse(error)
   return 0
 
 

@@ -18,7 +18,7 @@ from data_pipelines.checks.findings import Context, Finding, open_context
 from data_pipelines.checks.tree import bare_tree, layout, tree
 from data_pipelines.known import FACTS
 from data_pipelines.progress import Progress
-from data_pipelines.schema import DataError, printable
+from data_pipelines.schema import DataError, printable, refuse
 
 CHECKS = (*labels.CHECKS, *traps.CHECKS, records.prepared_records, *coverage.CHECKS)
 EPILOG = """\
@@ -163,10 +163,9 @@ def _unexpected(error: Exception) -> str:
 
 def _refuse(message: str, root: Path, as_json: bool) -> int:
   """One line on stderr; with --json an object without datasets on stdout as well."""
-  print(f"error: {message}", file=sys.stderr)
   if as_json:
     print(json.dumps({"root": str(root), "exit_code": 2, "error": message, "datasets": {}}, indent=1))
-  return 2
+  return refuse(message)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from data_pipelines.prepare_folder import copy_labels, describe, keep_settings, 
 from data_pipelines.prepare_suspects import forget
 from data_pipelines.prepare_workers import Setup, make_shards, sizes, with_killers
 from data_pipelines.progress import Progress
-from data_pipelines.schema import DataError
+from data_pipelines.schema import DataError, refuse
 from data_pipelines.shards import ClipEntry, Shard, ShardEntry, ShardMaker, SourceChanged, plan_shards
 
 SAMPLES = 8  # clips encoded to estimate the space
@@ -285,8 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
     encoding = Encoding(given.image_size, given.sample_rate_hz)
     print(prepare(given.dataset, root, out, encoding, given.clips_per_shard, Options(**fields)))
   except (DataError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+    return refuse(error)
   except KeyboardInterrupt:
     print("stopped; what is finished is kept, run the same command to go on", file=sys.stderr)
     return STOPPED

@@ -1,6 +1,7 @@
 """What the data side agrees on: errors, media settings, annotation rows, split names, question types."""
 
 import dataclasses
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,6 +37,12 @@ class DataError(ValueError):
 
   def __str__(self) -> str:
     return printable(super().__str__())
+
+
+def refuse(error: object) -> int:
+  """Prints what is wrong as one line on stderr -> exit code 2: the user can mend it."""
+  print(f"error: {error}", file=sys.stderr)
+  return 2
 
 
 class MediaError(DataError):

@@ -33,4 +33,5 @@ _environment()
 if not flags.FLAGS.is_parsed():  # grain and the configs read absl flags, here outside of app.run
   flags.FLAGS.mark_as_parsed()
 
-from tiny_run import tiny_run  # noqa: E402, F401  a fixture for all tests
+from fabricated import layout_roots  # noqa: E402, F401  a fixture for all tests
+from tiny_run import tiny_run  # noqa: E402, F401  likewise

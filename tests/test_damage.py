@@ -9,6 +9,7 @@ import damage
 import fabricate
 import numpy as np
 import pytest
+from fabricated import LAYOUTS, every_layout
 from PIL import Image
 from preparing import flags
 
@@ -17,24 +18,13 @@ from data_pipelines.base import Dataset
 from data_pipelines.checks.report import Report
 
 MEDIA = Media(image_size=16, sample_rate_hz=8000)
-LAYOUTS = [(name, layout) for name, layouts in fabricate.LAYOUTS.items() for layout in layouts]
 ODD = os.fsdecode(b"caf\xe9")
-every_layout = pytest.mark.parametrize(("name", "layout"), LAYOUTS)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], pathlib.Path]:
-  """(dataset, layout) -> data root that holds this layout only, whole; tests must not change it."""
-  found = {(name, layout): tmp_path_factory.mktemp(f"{name}_{layout}") for name, layout in LAYOUTS}
-  for (name, layout), root in found.items():
-    fabricate.LAYOUTS[name][layout](root)
-  return found
 
 
 @pytest.fixture
-def copy(whole, tmp_path, name, layout) -> Dataset:
+def copy(layout_roots, tmp_path, name, layout) -> Dataset:
   """The dataset of this layout in a copy, to be damaged."""
-  return DATASETS[name](shutil.copytree(whole[name, layout], tmp_path / "raw"))
+  return DATASETS[name](shutil.copytree(layout_roots[name, layout], tmp_path / "raw"))
 
 
 def examples(report: Report, severity: str, name: str) -> str:
@@ -72,7 +62,7 @@ def test_clips_lost_cut_and_empty_and_names_that_are_no_utf8(copy, name, layout,
 
 
 @pytest.mark.parametrize(("name", "layout"), [pair for pair in LAYOUTS if pair[0].startswith("avsbench")])
-def test_masks_of_zeros_and_ones_are_told_and_read_as_the_same(whole, copy, name, layout, tmp_path):
+def test_masks_of_zeros_and_ones_are_told_and_read_as_the_same(layout_roots, copy, name, layout, tmp_path):
   (record,) = copy.records("test")
   for path in copy.masks(record):
     image = np.asarray(Image.open(path).convert("L"))
@@ -81,7 +71,7 @@ def test_masks_of_zeros_and_ones_are_told_and_read_as_the_same(whole, copy, name
   report = check.check(name, tmp_path / "raw", workers=2)
   assert f"{copy.masks(record)[0]}: values 0 and 1, and 4 more of this clip" in examples(report, "note", "0_1_masks")
   assert prepare.main(flags(tmp_path / "raw", tmp_path / "out", "--strict", dataset=name)) == 0
-  labels = [DATASETS[name](root).decode(record, MEDIA)["label"] for root in (whole[name, layout], tmp_path / "out")]
+  labels = [DATASETS[name](root).decode(record, MEDIA)["label"] for root in (layout_roots[name, layout], tmp_path / "out")]
   assert labels[0].mean() == 0.5
   np.testing.assert_array_equal(*labels)
 

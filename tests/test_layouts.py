@@ -9,23 +9,14 @@ import fabricate
 import h5py
 import numpy as np
 import pytest
+from fabricated import every_layout
 
 from data_pipelines import AVE, DATASETS, AVSBench, AVSBenchMS3, DataError, Media, MediaError, MusicAVQA, check
 from data_pipelines.base import ClipCache, Dataset
 from data_pipelines.schema import printable
 
 MEDIA = Media(image_size=16, sample_rate_hz=8000)
-LAYOUTS = [(name, layout) for name, layouts in fabricate.LAYOUTS.items() for layout in layouts]
 NOT_UTF8 = os.fsdecode(b"clips\xff")
-
-
-@pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], pathlib.Path]:
-  """(dataset, layout) -> data root that holds this layout only."""
-  found = {(name, layout): tmp_path_factory.mktemp(f"{name}_{layout}") for name, layout in LAYOUTS}
-  for (name, layout), root in found.items():
-    fabricate.LAYOUTS[name][layout](root)
-  return found
 
 
 def shapes(example: dict) -> dict[str, tuple]:
@@ -40,9 +31,9 @@ def seen_and_heard(example: dict) -> tuple[int, int]:
   return round(tint), round((tone - fabricate.LOWEST_HZ) / fabricate.STEP_HZ)
 
 
-@pytest.mark.parametrize(("name", "layout"), LAYOUTS)
-def test_every_layout_gives_the_labels_and_shapes_of_the_official_one(roots, name, layout):
-  dataset, official = (DATASETS[name](roots[name, kind]) for kind in (layout, "official"))
+@every_layout
+def test_every_layout_gives_the_labels_and_shapes_of_the_official_one(layout_roots, name, layout):
+  dataset, official = (DATASETS[name](layout_roots[name, kind]) for kind in (layout, "official"))
   assert {"train", "test"} <= set(dataset.splits()) <= set(official.splits())
   assert dataset.classes == official.classes
   for split in dataset.splits():
@@ -58,13 +49,13 @@ def test_every_layout_gives_the_labels_and_shapes_of_the_official_one(roots, nam
         np.testing.assert_array_equal(dataset.labels(record)[key], value)
 
 
-@pytest.mark.parametrize(("name", "layout"), LAYOUTS)
-def test_endings_in_capitals_are_found(roots, name, layout, tmp_path):
-  root = shutil.copytree(roots[name, layout], tmp_path / "data")
+@every_layout
+def test_endings_in_capitals_are_found(layout_roots, name, layout, tmp_path):
+  root = shutil.copytree(layout_roots[name, layout], tmp_path / "data")
   media_files = [p for p in root.rglob("*.*") if p.suffix in (".mp4", ".wav", ".npy", ".jpg", ".png") and p.name != "AVS.npy"]
   for path in media_files:
     path.rename(path.with_suffix(path.suffix.upper()))
-  dataset, before = DATASETS[name](root), DATASETS[name](roots[name, layout])
+  dataset, before = DATASETS[name](root), DATASETS[name](layout_roots[name, layout])
   for record in dataset.records("train"):
     found, wanted = dataset.decode(record, MEDIA), before.decode(record, MEDIA)
     assert media_files and all(np.array_equal(found[key], wanted[key]) for key in wanted)
@@ -75,8 +66,8 @@ def test_endings_in_capitals_are_found(roots, name, layout, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "layout"), [("ave", "php"), ("llp", "dg_sct"), ("music_avqa", "dg_sct")])
-def test_packs_may_hold_wav_instead_of_npy(roots, name, layout, tmp_path):
-  root = shutil.copytree(roots[name, layout], tmp_path / "data")
+def test_packs_may_hold_wav_instead_of_npy(layout_roots, name, layout, tmp_path):
+  root = shutil.copytree(layout_roots[name, layout], tmp_path / "data")
   before = DATASETS[name](root).examples("train", MEDIA, cache=ClipCache())[0]["audio"]
   for path in root.rglob("*.npy"):
     samples = (np.load(path) * 32767).astype(np.int16)
@@ -93,8 +84,8 @@ def test_the_packs_of_all_benchmarks_share_one_root(tmp_path):
   assert AVSBench(tmp_path).root == AVSBenchMS3(tmp_path).root == tmp_path / "AVSBench_data"
 
 
-def test_llp_frames_of_eight_a_second_are_spread(roots):
-  dataset = DATASETS["llp"](roots["llp", "scripts"])
+def test_llp_frames_of_eight_a_second_are_spread(layout_roots):
+  dataset = DATASETS["llp"](layout_roots["llp", "scripts"])
   visual = dataset.decode(dataset.records("train")[0], MEDIA)["visual"]
   np.testing.assert_allclose(visual[:, 8, 8, 0], 3 * (1 + np.linspace(0, 79, 10).astype(int)), atol=1)
 
@@ -127,16 +118,16 @@ def write_order(path: pathlib.Path, content: object, name: str = "order") -> Non
     (np.array([[0, 1]]), r"int64 \[1, 2\], not row numbers"),
   ],
 )
-def test_ave_order_that_does_not_fit_is_one_clear_line(roots, tmp_path, content, words):
-  root = shutil.copytree(roots["ave", "dg_sct"] / "AVE", tmp_path / "AVE")
+def test_ave_order_that_does_not_fit_is_one_clear_line(layout_roots, tmp_path, content, words):
+  root = shutil.copytree(layout_roots["ave", "dg_sct"] / "AVE", tmp_path / "AVE")
   write_order(root / "train_order.h5", content)
   with pytest.raises(DataError, match=rf"train_order\.h5: .*{words}") as caught:
     AVE(root).records("train")
   assert "\n" not in str(caught.value)
 
 
-def test_a_huge_ave_order_file_is_refused_by_its_size(roots, tmp_path):
-  root = shutil.copytree(roots["ave", "dg_sct"] / "AVE", tmp_path / "AVE")
+def test_a_huge_ave_order_file_is_refused_by_its_size(layout_roots, tmp_path):
+  root = shutil.copytree(layout_roots["ave", "dg_sct"] / "AVE", tmp_path / "AVE")
   (root / "train_order.h5").unlink()
   with h5py.File(root / "train_order.h5", "w") as file:
     file.create_dataset("order", shape=(10**13,), dtype=np.int64, chunks=(10**6,))  # 80 TB in a few bytes
@@ -148,8 +139,8 @@ def test_a_huge_ave_order_file_is_refused_by_its_size(roots, tmp_path):
     AVE(root).records("train")
 
 
-def test_ave_order_file_that_cannot_be_read_is_one_clear_line(roots, tmp_path):
-  root = shutil.copytree(roots["ave", "dg_sct"] / "AVE", tmp_path / "AVE")
+def test_ave_order_file_that_cannot_be_read_is_one_clear_line(layout_roots, tmp_path):
+  root = shutil.copytree(layout_roots["ave", "dg_sct"] / "AVE", tmp_path / "AVE")
   write_order(root / "train_order.h5", np.array([0]), "avadataset")
   (root / "test_order.h5").write_bytes(b"<html>404 not found</html>")
   for split in ("train", "test"):
@@ -172,8 +163,8 @@ def test_what_is_missing_of_ave_names_both_kinds_of_split_files(tmp_path):
 @pytest.mark.parametrize(
   "header", ["Name, START_TIME ,category,Split", ",name,start_time,category,split", "split,category,name"]
 )
-def test_s4_columns_are_found_by_name(roots, tmp_path, header):
-  root = shutil.copytree(roots["avsbench", "official"] / "AVSBench", tmp_path / "AVSBench")
+def test_s4_columns_are_found_by_name(layout_roots, tmp_path, header):
+  root = shutil.copytree(layout_roots["avsbench", "official"] / "AVSBench", tmp_path / "AVSBench")
   path = root / "Single-source/s4_meta_data.csv"
   names = [name.strip().lower() for name in header.split(",")]
   rows = [
@@ -181,15 +172,15 @@ def test_s4_columns_are_found_by_name(roots, tmp_path, header):
     for line in path.read_text().splitlines()[1:]
   ]
   fabricate.write_lines(path, [header, *(",".join(row[name] for name in names) for row in rows)])
-  assert AVSBench(root).records("test") == AVSBench(roots["avsbench", "official"]).records("test")
+  assert AVSBench(root).records("test") == AVSBench(layout_roots["avsbench", "official"]).records("test")
 
 
-def test_ms3_columns_are_found_by_name_and_ids_stand_first(roots, tmp_path):
-  root = shutil.copytree(roots["avsbench_ms3", "official"] / "AVSBench", tmp_path / "AVSBench")
+def test_ms3_columns_are_found_by_name_and_ids_stand_first(layout_roots, tmp_path):
+  root = shutil.copytree(layout_roots["avsbench_ms3", "official"] / "AVSBench", tmp_path / "AVSBench")
   path = root / "Multi-sources/ms3_meta_data.csv"
   lines = [line.split(",") for line in path.read_text().splitlines()[1:]]
   fabricate.write_lines(path, ["video,a_obj,split", *(f"{clip},guitar,{split}" for clip, split in lines)])
-  assert AVSBenchMS3(root).records("test") == AVSBenchMS3(roots["avsbench_ms3", "official"]).records("test")
+  assert AVSBenchMS3(root).records("test") == AVSBenchMS3(layout_roots["avsbench_ms3", "official"]).records("test")
 
 
 @pytest.mark.parametrize(("rows", "words"), [
@@ -203,8 +194,8 @@ def test_a_table_of_other_columns_is_one_clear_line(tmp_path, rows, words):
     AVSBenchMS3(root)
 
 
-def test_ms3_has_masks_in_all_seconds_of_all_splits(roots):
-  dataset = AVSBenchMS3(roots["avsbench_ms3", "official"])
+def test_ms3_has_masks_in_all_seconds_of_all_splits(layout_roots):
+  dataset = AVSBenchMS3(layout_roots["avsbench_ms3", "official"])
   assert dataset.classes == () and dataset.splits() == ("train", "val", "test")
   truth = np.zeros((5, 16, 16), np.uint8)
   truth[..., :8] = 1
@@ -217,10 +208,10 @@ def test_ms3_has_masks_in_all_seconds_of_all_splits(roots):
 
 
 @pytest.mark.parametrize("stored", [1, 255])
-def test_ms3_masks_of_any_index_and_empty_ones(roots, tmp_path, stored):
+def test_ms3_masks_of_any_index_and_empty_ones(layout_roots, tmp_path, stored):
   from PIL import Image
 
-  root = shutil.copytree(roots["avsbench_ms3", "official"] / "AVSBench", tmp_path / "AVSBench")
+  root = shutil.copytree(layout_roots["avsbench_ms3", "official"] / "AVSBench", tmp_path / "AVSBench")
   mask = np.zeros((16, 16), np.uint8)
   folder = root / "Multi-sources/ms3_data/gt_masks/test/test_ms3_0"
   Image.fromarray(mask).convert("P").save(folder / "test_ms3_0_2.png")
@@ -276,10 +267,9 @@ def doubled(dataset: Dataset) -> Dataset:
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_rows_that_stand_twice_are_read_twice(roots, tmp_path, name):
-  if name == "ave":  # a header is the first line only
-    roots = {(name, "official"): roots[name, "no_header"]}
-  dataset = DATASETS[name](shutil.copytree(roots[name, "official"], tmp_path / "data"))
+def test_rows_that_stand_twice_are_read_twice(layout_roots, tmp_path, name):
+  layout = "no_header" if name == "ave" else "official"  # a header is the first line only
+  dataset = DATASETS[name](shutil.copytree(layout_roots[name, layout], tmp_path / "data"))
   before = dataset.records("train")
   after = doubled(dataset)
   assert sorted(map(repr, after.records("train"))) == sorted(2 * list(map(repr, before)))
@@ -288,8 +278,8 @@ def test_rows_that_stand_twice_are_read_twice(roots, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_folders_whose_names_are_no_utf8(roots, tmp_path, name):
-  root = pathlib.Path(shutil.copytree(roots[name, "official"], tmp_path / NOT_UTF8))
+def test_folders_whose_names_are_no_utf8(layout_roots, tmp_path, name):
+  root = pathlib.Path(shutil.copytree(layout_roots[name, "official"], tmp_path / NOT_UTF8))
   dataset = DATASETS[name](root)
   assert dataset.examples("train", MEDIA, cache=ClipCache())[0]["visual"].any()
   for path in dataset.clip_files(dataset.records("train")[0]):
@@ -304,8 +294,8 @@ def test_folders_whose_names_are_no_utf8(roots, tmp_path, name):
     DATASETS[name](root / "nowhere")
 
 
-def test_frames_whose_names_are_no_utf8(roots, tmp_path):
-  root = shutil.copytree(roots["ave", "dg_sct"], tmp_path / "data")
+def test_frames_whose_names_are_no_utf8(layout_roots, tmp_path):
+  root = shutil.copytree(layout_roots["ave", "dg_sct"], tmp_path / "data")
   folder = root / "AVE/frames" / fabricate.CLIP_IDS[0]
   (folder / "00000010.jpg").rename(folder / os.fsdecode(b"00000010\xff.jpg"))
   dataset = AVE(root)

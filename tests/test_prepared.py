@@ -8,6 +8,7 @@ import threading
 import fabricate
 import numpy as np
 import pytest
+from fabricated import every_layout
 from PIL import Image
 
 from data_pipelines import DATASETS, DataError, Media, MediaError, bench, records
@@ -17,7 +18,6 @@ from data_pipelines.prepare import Options, prepare
 from data_pipelines.prepared import PreparedStore
 
 MEDIA = Media(image_size=16, sample_rate_hz=16000)
-LAYOUTS = [(name, layout) for name, layouts in fabricate.LAYOUTS.items() for layout in layouts]
 
 
 def prepared(raw: pathlib.Path, out: pathlib.Path, name: str, **options: object) -> Dataset:
@@ -29,14 +29,13 @@ def prepared(raw: pathlib.Path, out: pathlib.Path, name: str, **options: object)
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory):
+def pair(layout_roots, tmp_path_factory: pytest.TempPathFactory):
   """name, layout -> the raw dataset and the prepared one, each made once."""
   done: dict[tuple[str, str], tuple[Dataset, Dataset]] = {}
 
   def make(name: str, layout: str) -> tuple[Dataset, Dataset]:
     if (name, layout) not in done:
-      raw, out = (tmp_path_factory.mktemp(f"{name}_{layout}") for _ in range(2))
-      fabricate.LAYOUTS[name][layout](raw)
+      raw, out = layout_roots[name, layout], tmp_path_factory.mktemp(f"{name}_{layout}")
       done[name, layout] = DATASETS[name](raw), prepared(raw, out, name)
     return done[name, layout]
 
@@ -56,7 +55,7 @@ def check_same(raw: dict, again: dict, *, visual: float, audio: float = 0) -> No
     assert np.abs(raw[key].astype(np.float64) - again[key]).mean() <= allowed, key
 
 
-@pytest.mark.parametrize(("name", "layout"), LAYOUTS)
+@every_layout
 def test_every_layout_reads_the_same_from_records(pair, name, layout):
   raw, again = pair(name, layout)
   assert (again.splits(), again.classes) == (raw.splits(), raw.classes)

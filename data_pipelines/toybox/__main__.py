@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from data_pipelines.schema import DataError
+from data_pipelines.schema import DataError, refuse
 from data_pipelines.toybox.compose import SIZES, compose
 
 
@@ -25,8 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
   try:
     print(compose(options.out, seed=options.seed, sizes=SIZES[options.size], workers=options.workers))
   except (DataError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+    return refuse(error)
   return 0
 
 

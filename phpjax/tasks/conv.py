@@ -31,8 +31,8 @@ def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """x [N, H, W, C], kernel [3, 3, C, F] -> [N, H, W, F]; zeros lie around the image.
 
-  On CPU, XLA differentiates the kernel of a large image by a convolution with a window of the image's size, at a tenth of the
-  speed of a matrix product. Here that gradient is a sum of such products over blocks of rows (`kernel_gradient`).
+  On CPU, XLA differentiates the kernel of a large image by a convolution with a window of the image's size, several times
+  slower than a matrix product. Here that gradient is a sum of such products over blocks of rows (`kernel_gradient`).
   """
   return plain(x, kernel)
 
