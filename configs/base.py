@@ -99,6 +99,7 @@ def base() -> ConfigDict:
   c.mesh = (-1, 1)  # devices along (data, fsdp); -1: all that are left
   c.resume = True  # continue a workdir that holds checkpoints
   c.log_every_steps = 10
+  c.save_every_steps = 200  # a checkpoint within an epoch; there is one at the end of each anyway
   c.remat = False  # True computes activations again for the gradient instead of keeping them: less memory, more time
   c.compile_effort = 3  # LLVM's optimisation level on CPU, 0 to 3: less compiles faster and runs slower
   c.encoder_dtype = "auto"  # bfloat16 on accelerators, float32 on CPU
@@ -142,6 +143,7 @@ def data() -> ConfigDict:
   d.toybox = ""  # "default" or "tiny": compose the embedded data instead
   d.toybox_seed = 0
   d.evaluation_split = "test"  # and "unseen" where the data has it; or "val", to choose settings on
+  d.selection_split = "val"  # chooses, after every epoch, the epoch of a task that counts, where the data has it; "": the last
   d.on_bad_clip = "error"  # or "skip": leave out clips that cannot be read, and list them
   d.crop = False  # stretch pictures to a square (DG-SCT, PHP); True: resize the short side and cut out the middle (CLIP)
   d.num_threads = 2  # decoding, in each worker where there are any
@@ -211,6 +213,7 @@ def release(c: ConfigDict) -> ConfigDict:
   for label in ("shared", "prompts", "head"):
     c.opt[label].weight_decay = 1e-5
   c.data.mirrored = ()
+  c.data.selection_split = ""  # the last epoch counts
   if not c.data.toybox:
     c.batch_size, c.opt.lr_scaling = 2, "none"
     c.data.labelled_seconds_only = False

@@ -62,7 +62,7 @@ def batches(
     seed: decides the order, together with `epoch`.
     shuffle: False keeps the order of the source.
     epoch: number of this epoch.
-    start: batches of the epoch that are done already; the rest is the same as without it.
+    start: batches of the epoch that are done already, all of them even; the rest is the same as without it.
     process_index: this process; it gets the rows [i * b, (i + 1) * b) of every batch, b = batch_size /
       process_count.
     process_count: number of processes.
@@ -83,6 +83,8 @@ def batches(
   _check(len(source), batch_size, process_index, process_count)
   rows = _rows(len(source), batch_size, seed if shuffle else None, epoch)[start:]
   rows = np.split(rows, process_count, axis=1)[process_index]  # [num_batches - start, b]
+  if not len(rows):
+    return iter(())
   learn = getattr(source, "learn", None)
   dataset = grain.MapDataset.source(rows.reshape(-1)).map(_Read(source, augment, seed, epoch, bool(num_workers and learn)))
   dataset = dataset.batch(rows.shape[1], batch_fn=_stack)

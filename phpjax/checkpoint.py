@@ -1,132 +1,199 @@
-"""Saves and restores a run through orbax: what learned, the optimizer, and how far the run is. Encoders are never written.
+"""Saves and reads the steps of a run through orbax: what learned, the optimizer, and how far the run is. Encoders are never
+written.
 
-One step directory holds the items `shared`, `live` (optimizer and state), `task_NAME` for each task, and `meta` (JSON:
-position in the run, results so far, a sha256 of every item's arrays, because a flipped byte would otherwise restore silently).
+A step directory holds the items `shared`, `state` (what changes without a gradient), `live` (the optimizer), `best` (the
+epoch that validation prefers so far), `task_NAME`, `meta` (JSON), and beside them a manifest of its files. A task that is
+finished is written once, into a step that is kept for good; the meta of later steps says which (`learned`). Of the others the
+newest few are kept.
 """
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
+import json
 import os
 import pathlib
 import sys
-from typing import Any
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from phpjax import manifest
 from phpjax.errors import UserError
 
 Tree = dict[str, Any]
-VERSION = 1
+Opened = TypeVar("Opened")
+VERSION = 2
 FOLDER = "checkpoints"
 
 
+@dataclasses.dataclass
+class _Rotation:
+  """Which steps stay: the newest `keep` that are not known to be damaged, and those of `for_good`; orbax asks at every save."""
+
+  keep: int
+  for_good: set[int] = dataclasses.field(default_factory=set)
+  damaged: set[int] = dataclasses.field(default_factory=set)
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+    del context
+    good = [info.step for info in checkpoints if info.step not in self.damaged]
+    stay = self.for_good | set(good[-self.keep :])
+    return [info.step in stay for info in checkpoints]
+
+
 class Checkpoints:
-  """The checkpoints of one workdir."""
+  """The checkpoints of one workdir, for the run that writes them."""
 
   def __init__(self, workdir: str | os.PathLike[str], *, keep: int = 2):
-    folder = pathlib.Path(workdir).absolute() / FOLDER
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True, create=True)
-    self.folder = folder
-    self._manager = ocp.CheckpointManager(folder, options=options)
+    self.folder = pathlib.Path(workdir).absolute() / FOLDER
+    self._rotation = _Rotation(keep)
+    options = ocp.CheckpointManagerOptions(preservation_policy=self._rotation, cleanup_tmp_directories=True, create=True)
+    self._manager = ocp.CheckpointManager(self.folder, options=options)
+    self._sealing: threading.Thread | None = None
+    self._failed: Exception | None = None
 
-  def save(self, step: int, items: dict[str, Any], meta: Tree) -> None:
+  def save(self, step: int, items: dict[str, Any], meta: Tree, *, for_good: bool = False) -> None:
     """Writes one step in the background; empty items are left out.
 
-    Raises UserError when the disk is full or not writable; what was saved before stays.
+    Args:
+      step: higher than every one before.
+      items: {name: pytree of arrays}.
+      meta: JSON types; `learned` names the steps that this one cannot do without.
+      for_good: the step is never deleted.
+
+    Raises:
+      UserError: the disk is full or not writable, now or during the save before; what was saved before that stays.
     """
+    self.wait()
     items = {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
-    meta = {**meta, "version": VERSION, "digests": {name: digest(tree) for name, tree in items.items()}}
     saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+    # Written while the run goes on and changes it: what counts is this moment.
+    meta = json.loads(json.dumps({**meta, "version": VERSION, "items": sorted(items)}))
+    self._rotation.for_good |= {step} if for_good else set()
     try:
       self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **saved))
-    except OSError as error:
-      raise UserError(
-        f"cannot write a checkpoint to {self.folder}: {error}; earlier checkpoints are kept, "
-        "free some space and run the same command again"
-      ) from error
+    except Exception as error:  # orbax and tensorstore report a full disk as plain exceptions of many types
+      raise self._cannot_write(error) from error
+    self._sealing = threading.Thread(target=self._seal, args=(step,), name="seal", daemon=True)
+    self._sealing.start()
+
+  def _seal(self, step: int) -> None:
+    """Until the step is on disk; then its manifest."""
+    try:
+      self._manager.wait_until_finished()
+      if jax.process_index() == 0:
+        manifest.write(self.folder / str(step))
+    except Exception as error:  # as in `save`; told by `wait`
+      self._failed = error
+
+  def _cannot_write(self, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return UserError(
+      f"cannot write a checkpoint to {self.folder}: {reason}; earlier checkpoints are kept, "
+      "free some space and run the same command again"
+    )
 
   def wait(self) -> None:
-    """Until everything is on disk."""
-    self._manager.wait_until_finished()
+    """Until everything is on disk; raises UserError when it cannot be written."""
+    if self._sealing is not None:
+      self._sealing.join()
+      self._sealing = None
+    if self._failed is not None:
+      failed, self._failed = self._failed, None
+      raise self._cannot_write(failed) from failed
 
   def close(self) -> None:
-    """Waits and closes."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    """Waits and closes; raises UserError as `wait`."""
+    try:
+      self.wait()
+    finally:
+      self._manager.close()
 
   def steps(self) -> list[int]:
     """Committed steps, newest first."""
     return sorted(self._manager.all_steps(), reverse=True)
 
-  def read_meta(self, step: int) -> Tree:
-    """The JSON of a step."""
-    return read_meta(self.folder / str(step))
+  def keep_for_good(self, steps: Iterable[int]) -> None:
+    """These steps are not deleted any more."""
+    self._rotation.for_good |= set(steps)
+
+  def newest_good(self, open_step: Callable[[int], Opened]) -> Opened | None:
+    """`newest_good` of this folder; steps that are passed over go with the next save."""
+    return newest_good(self.folder, self.steps(), open_step, on_damage=self._rotation.damaged.add)
+
+  def open_meta(self, step: int) -> Tree:
+    """See `open_meta`."""
+    return open_meta(self.folder, step)
 
   def restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
-    """Restores items to the shapes, dtypes and shardings of `items`; raises ValueError when a digest differs."""
-    items = {name: tree for name, tree in items.items() if jax.tree.leaves(tree)}
+    """Restores items to the shapes, dtypes and shardings of `items`; empty ones and those that the step lacks are left out."""
+    held = read_meta(self.folder / str(step))["items"]
+    items = {name: tree for name, tree in items.items() if name in held and jax.tree.leaves(tree)}
     target = {name: ocp.args.StandardRestore(jax.tree.map(_abstract, tree)) for name, tree in items.items()}
-    restored = self._manager.restore(step, args=ocp.args.Composite(**target))
-    wanted = self.read_meta(step)["digests"]
-    for name in items:
-      if digest(restored[name]) != wanted[name]:
-        raise ValueError(f"item {name} of step {step} is damaged: its sha256 differs from the one saved with it")
-    return dict(restored.items())
+    return dict(self._manager.restore(step, args=ocp.args.Composite(**target)).items()) if target else {}
 
 
-def newest_good(checkpoints: Checkpoints, open_step: Any) -> Any:
-  """Tries `open_step(step)` from the newest step down; a damaged step is named on stderr and passed over.
+def newest_good(
+  folder: pathlib.Path,
+  steps: Iterable[int],
+  open_step: Callable[[int], Opened],
+  *,
+  on_damage: Callable[[int], Any] = lambda step: None,
+) -> Opened | None:
+  """Tries `open_step(step)` in the order of `steps`; a damaged step is named on stderr and passed over.
 
-  Returns None when there is no checkpoint; raises UserError when all are damaged.
+  Returns None when there is no step; raises UserError when all are damaged.
   """
-  steps = checkpoints.steps()
+  steps = list(steps)
   for step in steps:
     try:
       return open_step(step)
     except UserError:
       raise
     except Exception as error:  # orbax and tensorstore report damage as plain exceptions of many types
-      reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-      print(
-        f"warning: checkpoint {checkpoints.folder / str(step)} cannot be used ({reason}); trying the one before",
-        file=sys.stderr,
-      )
+      on_damage(step)
+      reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+      print(f"warning: checkpoint {folder / str(step)} cannot be used ({reason}); trying the one before", file=sys.stderr)
   if steps:
-    raise UserError(f"no checkpoint in {checkpoints.folder} can be read: start again with another --workdir")
+    raise UserError(f"no checkpoint in {folder} can be read: start again with another --workdir")
   return None
+
+
+def open_meta(folder: pathlib.Path, step: int) -> Tree:
+  """The JSON of a step, after every file of it and of the steps that hold its finished tasks was compared with its manifest.
+
+  Raises:
+    UserError: a version that this code does not know.
+    DamagedError: a file is missing or has changed.
+  """
+  meta = read_meta(folder / str(step))
+  for number in sorted({step, *meta["learned"].values()}):
+    manifest.verify(folder / str(number))
+  return meta
 
 
 def read_meta(step_folder: pathlib.Path) -> Tree:
   """The JSON of a step folder; raises UserError for a version this code does not know."""
   meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(step_folder / "meta", args=ocp.args.JsonRestore())
-  if meta.get("version") != VERSION:
-    raise UserError(f"{step_folder} is a checkpoint of version {meta.get('version')}, this phpjax reads version {VERSION}")
+  if (found := meta.get("version")) != VERSION:
+    raise UserError(
+      f"{step_folder} is a checkpoint of version {found}, this phpjax reads version {VERSION}: "
+      "open it with the phpjax that wrote it, or start again with another --workdir"
+    )
   return meta
 
 
 def load_numpy(step_folder: pathlib.Path, item: str) -> Any:
-  """An item as numpy arrays, no structure known in advance, on any number of devices; raises ValueError when damaged."""
+  """An item as numpy arrays, no structure known in advance, on any number of devices; see `open_meta` for its integrity."""
   tree = ocp.StandardCheckpointHandler().metadata(step_folder / item).tree
   empty = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), tree)
   with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-    restored = checkpointer.restore(step_folder / item, args=ocp.args.StandardRestore(empty))
-  if digest(restored) != read_meta(step_folder)["digests"][item]:
-    raise ValueError(f"item {item} in {step_folder} is damaged: its sha256 differs from the one saved with it")
-  return restored
-
-
-def digest(tree: Any) -> str:
-  """sha256 over paths, dtypes, shapes and bytes of all leaves."""
-  h = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    array = np.ascontiguousarray(jax.device_get(leaf))
-    name = jax.tree_util.keystr(path, simple=True, separator="/")
-    h.update(f"{name}|{array.dtype}|{array.shape}".encode())
-    h.update(array.tobytes())
-  return h.hexdigest()
+    return checkpointer.restore(step_folder / item, args=ocp.args.StandardRestore(empty))
 
 
 def _abstract(x: Any) -> Any:

@@ -37,6 +37,7 @@ def _choices(config: ConfigDict) -> Iterator[str]:
     ("data.toybox", config.data.toybox, ("", *compose.SIZES)),
     ("data.on_bad_clip", config.data.on_bad_clip, ("error", "skip")),
     ("data.evaluation_split", config.data.evaluation_split, ("test", "val")),
+    ("data.selection_split", config.data.selection_split, ("val", "")),
   ):
     if value not in choices:
       yield f"{field}={value!r} is not one of {', '.join(map(repr, choices))}"
@@ -56,6 +57,7 @@ def _numbers(config: ConfigDict) -> Iterator[str]:
     ("num_epochs", config.num_epochs, 1),
     *((f"epoch_factor.{name}", value, 1) for name, value in config.epoch_factor.items()),
     ("log_every_steps", config.log_every_steps, 1),
+    ("save_every_steps", config.save_every_steps, 1),
     ("data.num_threads", config.data.num_threads, 0),
     ("data.num_workers", config.data.num_workers, 0),
     ("data.questions_per_clip", config.data.questions_per_clip, 1),
@@ -132,7 +134,7 @@ def unusable(datasets: Mapping[str, Dataset], config: ConfigDict) -> list[str]:
       found.append(f"{where} has no split {' and no '.join(missing)}, only {', '.join(dataset.splits())}")
       continue
     try:
-      rows = {split: dataset.records(split) for split in experiment.used_splits(config, dataset)}
+      rows = {split: dataset.records(split) for split in experiment.used_splits(config, name, dataset)}
     except DataError as error:
       found.append(str(error))
       continue

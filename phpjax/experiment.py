@@ -120,9 +120,21 @@ def evaluation_splits(config: ConfigDict) -> tuple[str, ...]:
   return ("test", "unseen") if config.data.evaluation_split == "test" else (config.data.evaluation_split,)
 
 
-def used_splits(config: ConfigDict, dataset: Dataset) -> list[str]:
-  """The splits of a dataset that a run reads."""
-  return [split for split in ("train", *evaluation_splits(config)) if split in dataset.splits()]
+def num_epochs(config: ConfigDict, name: str) -> int:
+  """Epochs of a task: `num_epochs` times the task's `epoch_factor`."""
+  return config.num_epochs * config.epoch_factor.get(name, 1)
+
+
+def selection_split(config: ConfigDict, name: str, dataset: Dataset) -> str | None:
+  """The split that chooses the epoch of a task that counts; None: the last does, for want of such a split or a choice."""
+  split = config.data.selection_split
+  return split if split in dataset.splits() and num_epochs(config, name) > 1 else None
+
+
+def used_splits(config: ConfigDict, name: str, dataset: Dataset) -> list[str]:
+  """The splits of a task's dataset that a run reads, each once."""
+  wanted = dict.fromkeys(("train", selection_split(config, name, dataset), *evaluation_splits(config)))
+  return [split for split in wanted if split in dataset.splits()]
 
 
 def data_identity(config: ConfigDict, datasets: dict[str, Dataset], infos: dict[str, TaskInfo]) -> dict[str, str]:
@@ -131,7 +143,7 @@ def data_identity(config: ConfigDict, datasets: dict[str, Dataset], infos: dict[
   identity = {"toybox": f"version {compose.version()[:12]}"} if config.data.toybox else {}
   for name, dataset in datasets.items():
     identity[f"{name} classes"] = digest(infos[name])
-    for split in used_splits(config, dataset):
+    for split in used_splits(config, name, dataset):
       ids = [record.id for record in dataset.records(split)]
       identity[f"{name} {split}"] = f"{len(ids)} rows, {digest(ids)}"
   return identity

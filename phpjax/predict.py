@@ -8,7 +8,7 @@ as the run has learned them.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -35,34 +35,29 @@ from phpjax.steps import Steps
 Tree = dict[str, Any]
 Path = str | os.PathLike[str]
 ASKING = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.asks)  # tasks that answer a question
+UNREAD = ("live", "best")  # the optimizer, and another epoch, of a task that was being learned
 CHUNK = 32  # pictures, seconds or texts encoded at once: bounds memory, and one shape means one compile
 
 
-@dataclasses.dataclass(frozen=True)
-class StepFolders:
-  """The checkpoints of a workdir to be read only: orbax's own manager would tidy up under a run that is still going."""
+def steps_of(folder: pathlib.Path) -> list[int]:
+  """Committed steps, newest first; orbax's own manager would tidy up under a run that is still going."""
+  found = folder.iterdir() if folder.is_dir() else ()
+  return sorted((int(p.name) for p in found if p.name.isdigit()), reverse=True)
 
-  folder: pathlib.Path
 
-  def steps(self) -> list[int]:
-    """Committed steps, newest first."""
-    found = self.folder.iterdir() if self.folder.is_dir() else ()
-    return sorted((int(p.name) for p in found if p.name.isdigit()), reverse=True)
-
-  def open(self, step: int) -> tuple[Tree, Tree]:
-    """(meta, items) of a step; the digests of all its items are checked, also of those that a prediction does not need."""
-    folder = self.folder / str(step)
-    meta = checkpoint.read_meta(folder)
-    items = {name: checkpoint.load_numpy(folder, name) for name in meta["digests"]}
-    items.pop("live", None)  # the optimizer of a task that was being learned
-    return meta, items
+def open_step(folder: pathlib.Path, step: int) -> tuple[Tree, Tree]:
+  """(meta, items) of a step and of those that hold its finished tasks; every file is checked, also of what is not read."""
+  meta = checkpoint.open_meta(folder, step)
+  found = {name: step for name in meta["items"] if name not in UNREAD}
+  found |= {f"task_{name}": number for name, number in meta["learned"].items()}
+  return meta, {name: checkpoint.load_numpy(folder / str(number), name) for name, number in found.items()}
 
 
 def load(folder: Path, step: int | None = None) -> Predictor:
   """Opens a run of phpjax.main; see `phpjax.load`."""
   folder = pathlib.Path(folder).expanduser()
   config = ConfigDict(_tuples(workdir.read_json(folder / workdir.CONFIG)))
-  meta, items = _open_step(StepFolders(folder / checkpoint.FOLDER), step)
+  meta, items = _open_step(folder / checkpoint.FOLDER, step)
   try:
     infos = {name: TaskInfo(**_tuples(info)) for name, info in meta["infos"].items()}
     built = experiment.build(config, infos)
@@ -77,26 +72,26 @@ def load(folder: Path, step: int | None = None) -> Predictor:
       f"{folder} was trained with other encoder weights ({meta['weights']}, now {now}): "
       f"put the old files back to where {folder / workdir.CONFIG} says (encoders.*.weights)"
     )
-  params, state = _fill(built, meta["learned"], items, folder)
+  params, state = _fill(built, meta["tasks"], items, folder)
   final = folder / workdir.RESULTS
   return Predictor(built, steps, params, state, workdir.read_json(final) if final.is_file() else None, folder)
 
 
-def _open_step(steps: StepFolders, step: int | None) -> tuple[Tree, Tree]:
+def _open_step(folder: pathlib.Path, step: int | None) -> tuple[Tree, Tree]:
   """The wanted step, or the newest good one; raises UserError."""
-  there = steps.steps()
+  there = steps_of(folder)
   if not there:
-    raise UserError(f"no checkpoint in {steps.folder}: train first with python -m phpjax.main --workdir={steps.folder.parent}")
+    raise UserError(f"no checkpoint in {folder}: train first with python -m phpjax.main --workdir={folder.parent}")
   if step is None:
-    return checkpoint.newest_good(steps, steps.open)
+    return checkpoint.newest_good(folder, there, functools.partial(open_step, folder))
   if step not in there:
-    raise UserError(f"no checkpoint {step} in {steps.folder}; there are {there}")
+    raise UserError(f"no checkpoint {step} in {folder}; there are {there}")
   try:
-    return steps.open(step)
+    return open_step(folder, step)
   except UserError:
     raise
   except Exception as error:  # orbax and tensorstore report damage as plain exceptions of many types
-    raise UserError(f"checkpoint {steps.folder / str(step)} cannot be read ({error}); there are {there}") from error
+    raise UserError(f"checkpoint {folder / str(step)} cannot be read ({error}); there are {there}") from error
 
 
 def _tuples(value: Any) -> Any:
@@ -106,18 +101,18 @@ def _tuples(value: Any) -> Any:
   return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
 
 
-def _fill(built: experiment.Experiment, learned: Sequence[str], items: Tree, folder: pathlib.Path) -> tuple[Tree, Tree]:
+def _fill(built: experiment.Experiment, names: Sequence[str], items: Tree, folder: pathlib.Path) -> tuple[Tree, Tree]:
   """(params, state) as the experiment shapes them, with the stored arrays; nothing is initialised at random.
 
   Raises UserError when the stored paths or shapes are not those of this code.
   """
 
   params, state = built.init(abstract=True)
-  for name in learned:
+  for name in names:
     params, state = built.add_task(params, state, name, abstract=True)
-  wanted = {"shared": params["shared"], "state": state, **{f"task_{name}": params["tasks"][name] for name in learned}}
+  tasks = {f"task_{name}": {**params["tasks"][name], "state": state["tasks"][name]} for name in names}
   filled = {}
-  for name, tree in wanted.items():
+  for name, tree in {"shared": params["shared"], "state": state["shared"], **tasks}.items():
     paths, structure = jax.tree_util.tree_flatten_with_path(tree)
     stored = {_key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(items.get(name, {}))}
     expected = {_key(path): leaf.shape for path, leaf in paths}
@@ -125,7 +120,9 @@ def _fill(built: experiment.Experiment, learned: Sequence[str], items: Tree, fol
       raise UserError(f"{folder} was written by another version of phpjax: {name} holds other arrays, first {other[0]}")
     filled[name] = jax.tree.unflatten(structure, [stored[_key(path)] for path, _ in paths])
   encoders = {modality: encoder.params for modality, encoder in built.encoders.items()}
-  return {"encoders": encoders, "shared": filled["shared"], "tasks": {n: filled[f"task_{n}"] for n in learned}}, filled["state"]
+  states = {name: filled[f"task_{name}"].pop("state") for name in names}
+  tasks = {name: filled[f"task_{name}"] for name in names}
+  return {"encoders": encoders, "shared": filled["shared"], "tasks": tasks}, {"shared": filled["state"], "tasks": states}
 
 
 def _key(path: Any) -> str:

@@ -22,7 +22,6 @@ from phpjax.benchmarks import BENCHMARKS
 from phpjax.metrics import continual, rows
 
 Tree = dict[str, Any]
-SELECTION = "no split chose it: every task is learned for a fixed number of epochs and the last one counts"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
 
 
@@ -81,7 +80,7 @@ def trivial_of(run: Any, name: str) -> Tree:
     train = benchmark.train_labels(labels_of(run, name, "train"))
     found = {
       split: benchmark.trivial(train, benchmark.test_labels(labels_of(run, name, split)), info)
-      for split in run.evaluation_splits
+      for split in dict.fromkeys((run.selection_split(name), *run.evaluation_splits))
       if split in run.used_splits(name)
     }
     run.history["trivial"][name] = {split: {"name": which, "scores": scores} for split, (which, scores) in found.items()}
@@ -183,8 +182,30 @@ def data_summary(run: Any) -> Tree:
     "bad_clips": {name: {split: bad_clips(run, name, split) for split in splits} for name, splits in used.items()},
     "evaluated": run.history["evaluated"],
     "evaluation_split": config.evaluation_split,
-    "model_selection": SELECTION,
+    "model_selection": selection(run),
   }
+
+
+def selection(run: Any) -> Tree:
+  """{learned task: the split that chose its epoch (None: the last one counts), that epoch, from 1, of how many, and the main
+  score of each on that split}."""
+  found = {}
+  for name in run.learned:
+    scores = run.history["validation"].get(name, [])
+    epoch = max(range(len(scores)), key=lambda i: (scores[i], i)) + 1 if scores else run.num_epochs(name)
+    found[name] = {"split": run.selection_split(name), "epoch": epoch, "epochs": run.num_epochs(name), "scores": scores}
+  return found
+
+
+def selection_of(run: Any) -> str:
+  """The same in a few words."""
+  chosen: dict[str | None, list[str]] = {}
+  for name, how in selection(run).items():
+    chosen.setdefault(how["split"], []).append(name)
+  last = "no split chose it, the last of a fixed number of epochs counts"
+  return "; ".join(
+    f"{last if split is None else f'epoch chosen on {split}'} ({', '.join(names)})" for split, names in chosen.items()
+  )
 
 
 def versions() -> Tree:

@@ -1,4 +1,4 @@
-"""A run at work: its objects, where it is, and how it opens, saves, restores and stops."""
+"""A run at work: its objects, where it is, and how it opens and stops."""
 
 from __future__ import annotations
 
@@ -34,6 +34,23 @@ class Stopped(Exception):
 
 
 @dataclasses.dataclass
+class Best:
+  """The epoch of the current task that validation prefers so far: what it scored there, and what had been learned by its end.
+
+  Attributes:
+    score: the task's main score on the validation split, in [0, 1].
+    epoch: its number, from 0.
+    trainable: as in `Live`, on the host.
+    state: as in `Live`, on the host.
+  """
+
+  score: float
+  epoch: int
+  trainable: Tree
+  state: Tree
+
+
+@dataclasses.dataclass
 class Position:
   """How far a run is: `batch` batches of `epoch` of task `task` are done, `step` steps in all, `saves` checkpoints."""
 
@@ -46,8 +63,9 @@ class Position:
 
 
 def new_history() -> Tree:
-  """Of HISTORY nothing yet; {task: {split: ...}} of the trivial predictors and of what was evaluated; steps left out."""
-  return {**{name: [] for name in HISTORY}, "trivial": {}, "evaluated": {}, "skipped": 0}
+  """Of HISTORY nothing yet; {task: {split: ...}} of the trivial predictors and of what was evaluated; {task: the scores of its
+  epochs on validation}; steps left out."""
+  return {**{name: [] for name in HISTORY}, "trivial": {}, "evaluated": {}, "validation": {}, "skipped": 0}
 
 
 @dataclasses.dataclass
@@ -66,6 +84,8 @@ class Run:
   state: Tree
   data_identity: dict[str, str]
   live: Live | None = None
+  best: Best | None = None
+  learned: dict[str, int] = dataclasses.field(default_factory=dict)  # finished tasks: the checkpoint that holds each for good
   anchors: Tree = dataclasses.field(default_factory=dict)  # the shared parameters of each learned task at its end
   position: Position = dataclasses.field(default_factory=Position)
   history: Tree = dataclasses.field(default_factory=new_history)
@@ -91,7 +111,11 @@ class Run:
 
   def used_splits(self, name: str) -> list[str]:
     """The splits of a task's data that this run reads."""
-    return experiment.used_splits(self.config, self.datasets[name])
+    return experiment.used_splits(self.config, name, self.datasets[name])
+
+  def selection_split(self, name: str) -> str | None:
+    """See `experiment.selection_split`."""
+    return experiment.selection_split(self.config, name, self.datasets[name])
 
   def source(self, name: str, split: str) -> Any:
     """The examples of a split."""
@@ -123,8 +147,8 @@ class Run:
     )
 
   def num_epochs(self, name: str) -> int:
-    """Epochs of a task: `num_epochs` times the task's `epoch_factor`."""
-    return self.config.num_epochs * self.config.epoch_factor.get(name, 1)
+    """See `experiment.num_epochs`."""
+    return experiment.num_epochs(self.config, name)
 
   def seconds(self, name: str) -> int:
     """Seconds per training clip that run through the encoders: what a step of this task costs."""
@@ -186,13 +210,6 @@ class Run:
       self.experiment.tasks[name], self.live, *self.train_inputs(name), rows, jax.random.key(0), scale
     )
 
-  def items(self) -> Tree:
-    """What a checkpoint holds beside its meta data."""
-    live = {} if self.live is None else {"live": {"opt_state": self.live.opt_state, "state": self.live.state}}
-    states = {"state": self.state} if jax.tree.leaves(self.state) else {}
-    tasks = {f"task_{n}": t for n, t in self.params["tasks"].items()}
-    return {"shared": self.params["shared"], "anchors": self.anchors, **tasks, **states, **live}
-
   def absorb(self) -> None:
     """Puts what the current task has learned so far into the whole trees (its arrays are donated at every step)."""
     if self.live is None:
@@ -200,25 +217,6 @@ class Run:
     name = self.names[self.position.task]
     self.params = partition.merge(self.params, self.live.trainable, name)
     self.state = {"shared": self.live.state["shared"], "tasks": {**self.state["tasks"], name: self.live.state["task"]}}
-
-  def save(self) -> None:
-    """Writes a checkpoint of this moment."""
-    self.absorb()
-    self.position.saves += 1
-    seconds = self.position.seconds + time.monotonic() - self.started
-    infos = {name: dataclasses.asdict(info) for name, info in self.experiment.infos.items()}
-    meta = {
-      "position": {**dataclasses.asdict(self.position), "seconds": seconds},
-      "history": self.history,
-      "infos": infos,
-      "data": self.data_identity,
-      "learned": list(self.params["tasks"]),
-      "anchored": list(self.anchors),
-      "live": self.live is not None,
-      "config": workdir.plain(self.config),
-      "weights": self.experiment.weights,
-    }
-    self.checkpoints.save(self.position.saves, self.items(), meta)
 
 
 @contextlib.contextmanager
@@ -267,46 +265,6 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
       run.log.close()
       if checkpoints is not None:
         checkpoints.close()
-
-
-def restore(run: Run) -> bool:
-  """Goes to the newest good checkpoint, if any; raises UserError when the weights are others now."""
-
-  fresh = run.params, run.state
-
-  def open_step(step: int) -> bool:
-    (run.params, run.state), run.live, run.anchors = fresh, None, {}  # a damaged newer step may have left its tasks behind
-    meta = run.checkpoints.read_meta(step)
-    if (now := run.experiment.weights) != meta["weights"]:
-      raise UserError(
-        f"--workdir={run.folder} was trained with other encoder weights ({meta['weights']}, now {now}): "
-        "point encoders.*.weights to the old files or take another --workdir"
-      )
-    if changed := sorted(k for k in meta["data"].keys() | run.data_identity if meta["data"].get(k) != run.data_identity.get(k)):
-      raise UserError(
-        f"--workdir={run.folder} was trained on other data ({', '.join(changed[:4])} differ): point data.root to the old "
-        "files or take another --workdir"
-      )
-    run.position, run.history = Position(**meta["position"]), {**new_history(), **meta["history"]}
-    for name in meta["learned"]:
-      add_task(run, name)
-    if meta["live"]:
-      begin(run, run.names[run.position.task])
-    run.anchors = {name: anchor_of(run, name) for name in meta["anchored"]}
-    restored = run.checkpoints.restore(step, run.items())
-    run.anchors = {name: restored.get("anchors", {}).get(name, {}) for name in meta["anchored"]}
-    tasks = {name: {**tree, **restored.get(f"task_{name}", {})} for name, tree in run.params["tasks"].items()}
-    run.params = {**run.params, "shared": restored.get("shared", {}), "tasks": tasks}
-    run.state = restored.get("state", run.state)
-    if run.live is not None:
-      trainable, _ = run.parts(run.names[run.position.task])
-      run.live = Live(trainable, restored["live"]["opt_state"], {**run.live.state, **restored["live"].get("state", {})})
-    run.position.saves = run.checkpoints.steps()[0]  # orbax never overwrites a step, not even a damaged one
-    return True
-
-  if not run.config.resume and run.checkpoints.steps():
-    raise UserError(f"--workdir={run.folder} holds checkpoints and resume=False: take another --workdir")
-  return bool(checkpoint.newest_good(run.checkpoints, open_step))
 
 
 def return_freed_memory() -> None:

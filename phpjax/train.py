@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from data_pipelines import DataError
-from phpjax import drift, evaluate, optimizer, results, sharding, workdir
-from phpjax.benchmarks import BENCHMARKS
+from phpjax import optimizer, results, resume, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
-from phpjax.run import Run, Stopped, anchor_of, begin, open_run, restore, return_freed_memory, stop_on_signal
+from phpjax.run import Run, Stopped, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
+from phpjax.scoring import choose, evaluate_seen
 
 Tree = dict[str, Any]
 
@@ -25,27 +26,35 @@ Tree = dict[str, Any]
 def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
   """Runs, or continues, the whole sequence; returns results.json's content. Raises UserError and Stopped."""
   with open_run(config, folder) as run, stop_on_signal(run):
-    found = restore(run)
+    found = resume.restore(run)
     run.log = MetricsLog(run.folder, resume_step=run.position.step, primary=jax.process_index() == 0)
-    if found:
-      if run.position.task == len(run.names) and (folder / workdir.RESULTS).is_file():
-        run.progress.note(
-          f"--workdir={folder} is finished: see {folder / workdir.RESULTS}, or evaluate it again (--mode=evaluate)"
-        )
-        return workdir.read_json(folder / workdir.RESULTS)
-      at = run.position
-      run.progress.note(f"continuing at task {at.task + 1}/{len(run.names)}, epoch {at.epoch + 1}, step {at.step + 1}")
-    at, costs = run.position, [run.num_batches(name) * run.num_epochs(name) * run.seconds(name) for name in run.names]
-    begun = run.done_steps() * run.seconds(run.names[at.task]) if run.live else 0
-    run.progress.start(sum(costs), sum(costs[: at.task]) + begun)
+    if found and run.position.task == len(run.names) and (folder / workdir.RESULTS).is_file():
+      run.progress.note(
+        f"--workdir={folder} is finished: see {folder / workdir.RESULTS}, or evaluate it again (--mode=evaluate)"
+      )
+      return workdir.read_json(folder / workdir.RESULTS)
+    announce(run, found)
     for index in range(run.position.task, len(run.names)):
-      learn(run, index)
-      evaluate_seen(run, index)
-      run.live = None
+      if run.names[index] not in run.learned:
+        learn(run, index)
+      with saved_if_stopped(run):
+        evaluate_seen(run, index)
       run.position = dataclasses.replace(run.position, task=index + 1, epoch=0, batch=0)
-      run.save()
+      resume.save(run)
     run.checkpoints.wait()
     return results.finish(run)
+
+
+def announce(run: Run, found: bool) -> None:
+  """Says where a continued run goes on, and starts the bar over all tasks."""
+  at, costs = run.position, [run.num_batches(name) * run.num_epochs(name) * run.seconds(name) for name in run.names]
+  done = sum(costs[: len(run.learned)])
+  if run.live:
+    done += run.done_steps() * run.seconds(run.names[at.task])
+  if found and at.task < len(run.names):
+    doing = "evaluation" if run.names[at.task] in run.learned else f"epoch {at.epoch + 1}, step {at.step + 1}"
+    run.progress.note(f"continuing at task {at.task + 1}/{len(run.names)}, {doing}")
+  run.progress.start(sum(costs), done)
 
 
 def evaluate_again(config: ConfigDict, folder: pathlib.Path) -> Tree:
@@ -53,45 +62,59 @@ def evaluate_again(config: ConfigDict, folder: pathlib.Path) -> Tree:
   if not (folder / workdir.CONFIG).is_file():
     raise UserError(f"--workdir={folder} holds no run: train first (--mode=train)")
   with open_run(config, folder) as run:
-    if not restore(run) or not (learned := run.position.task):
+    if not resume.restore(run) or not (learned := len(run.learned)):
       raise UserError(f"--workdir={folder} has no learned task to evaluate: train first (--mode=train)")
     # All that is scored now: other clips may be there, or left out, than when the run trained.
     run.history = {**run.history, "per_task": [], "drift": [], "trivial": {}, "evaluated": {}}
     evaluate_seen(run, learned - 1)
     stopped_in = None if run.live is None else {"task": run.names[learned], "step": run.position.step}
-    shown = {"tasks": run.names[:learned], "stopped_in": stopped_in, "model_selection": results.SELECTION}
+    shown = {"tasks": run.names[:learned], "stopped_in": stopped_in, "model_selection": results.selection(run)}
     found = {**shown, **{key: run.history[key] for key in ("per_task", "trivial", "evaluated")}}
     workdir.write_json(folder / "evaluation.json", found)
     return run.history
 
 
+@contextlib.contextmanager
+def saved_if_stopped(run: Run) -> Iterator[None]:
+  """What was done before a signal, or before a clip that cannot be read, is not lost."""
+  try:
+    yield
+  except (DataError, Stopped):
+    resume.save(run)
+    run.checkpoints.wait()
+    raise
+
+
 def learn(run: Run, index: int) -> None:
-  """Trains one task from where the run is, with a checkpoint after every epoch."""
+  """Trains one task from where the run is, with a checkpoint after every epoch, and one that stays when it is learned."""
   name, config = run.names[index], run.config
   if run.live is None:
     begin(run, name)
-  per_epoch, num_epochs, position = run.num_batches(name), run.num_epochs(name), run.position
+  per_epoch, num_epochs = run.num_batches(name), run.num_epochs(name)
   run.progress.task(name, index, len(run.names), per_epoch * num_epochs, run.done_steps(), cost=run.seconds(name))
   inputs = run.train_inputs(name)
-  for epoch in range(position.epoch, num_epochs):
+  for epoch in range(run.position.epoch, num_epochs):
     scale = optimizer.lr_scale(epoch, num_epochs, config.opt.min_scale, config.opt.later_shared_scale if index else 1.0)
-    try:
+    with saved_if_stopped(run):
       train_epoch(run, name, epoch, inputs, scale)
-    except DataError:  # a clip that cannot be read: the steps before it are not lost
-      run.save()
-      run.checkpoints.wait()
-      raise
-    if not run.stop:
-      run.position = dataclasses.replace(run.position, epoch=epoch + 1, batch=0)
-    run.save()
-    if run.stop:
-      run.checkpoints.wait()
-      raise Stopped
+      choose(run, epoch)
+    run.position = dataclasses.replace(run.position, epoch=epoch + 1, batch=0)
+    if epoch + 1 < num_epochs:
+      resume.save(run)
+  finish_task(run, name)
+
+
+def finish_task(run: Run, name: str) -> None:
+  """The epoch that counts becomes the task's, the method has its last word, and all of it is written for good."""
+  if run.best is not None:
+    resume.put_best(run)
   run.absorb()
+  run.live, run.best = None, None
   run.params, run.state = run.experiment.method.end_task(
     run.params, run.state, run.experiment.tasks[name], functools.partial(run.features, name)
   )
   run.anchors[name] = anchor_of(run, name)
+  resume.save(run, learned=name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +159,14 @@ def train_epoch(run: Run, name: str, epoch: int, inputs: tuple[Tree, Tree | None
     else:
       return_freed_memory()
     pending = Dispatched(run.position.step, run.done_steps(), metrics, batch, waited_s)
+    if run.position.step % run.config.save_every_steps == 0:
+      report(run, name, epoch, scale, pending)
+      pending = None
+      resume.save(run)
   if pending:
     report(run, name, epoch, scale, pending)
+  if run.stop:
+    raise Stopped
 
 
 def report(run: Run, name: str, epoch: int, scale: Tree, done: Dispatched) -> None:
@@ -168,48 +197,3 @@ def report(run: Run, name: str, epoch: int, scale: Tree, done: Dispatched) -> No
       examples_per_s=rate,
       data_wait_s=done.waited_s,
     )
-
-
-def score(run: Run, name: str, split: str, predict: Callable[[Tree], Tree]) -> tuple[dict[str, float], int]:
-  """(every score of a task on a split, the number of rows scored); raises DataError where that is 0, as when all are bad."""
-  benchmark, total, scored = BENCHMARKS[name], run.num_batches(name, split), 0
-
-  def summarise(parts: Sequence[Tree]) -> dict[str, float]:
-    nonlocal scored
-    scored = sum(len(next(iter(part.values()))) for part in parts)
-    if not scored:
-      hint = ": --config.data.on_bad_clip=error says why" if run.config.data.on_bad_clip == "skip" else ""
-      raise DataError(f"no clip of {name} {split} can be scored{hint}")
-    return benchmark.summarise(parts)
-
-  scores = evaluate.evaluate(
-    predict,
-    run.batches(name, split, batch_size=run.config.eval_batch_size, shuffle=False),
-    benchmark.statistics,
-    summarise,
-    on_batch=lambda done: run.progress.evaluation(f"{name} {split}", done, total),
-  )
-  return scores, scored
-
-
-def evaluate_seen(run: Run, index: int) -> None:
-  """Every task learned so far, on every evaluation split that its data has: one more row of the accuracy matrix."""
-  main: dict[str, dict[str, float]] = {split: {} for split in run.evaluation_splits}
-  for name in run.names[: index + 1]:
-    predict = run.predictor(name)
-    for split in (s for s in run.used_splits(name) if s in main):
-      scores, scored = score(run, name, split, predict)
-      main[split][name] = scores[BENCHMARKS[name].main]
-      run.history["per_task"].append({"after": run.names[index], "task": name, "split": split, "scores": scores})
-      run.log.evaluation(run.position.step, name, scores, split=split)
-      run.progress.note(results.statement(run, name, split, scores, scored))
-    return_freed_memory()
-  run.history["matrix"] = evaluate.add_row(run.history["matrix"], main[run.evaluation_splits[0]], run.names, index)
-  run.history["drift"] += drift.record(run.anchors, run.params["shared"], run.history["matrix"], run.names, index)
-  if len(main.get("unseen", ())) == index + 1:
-    run.history["unseen"] = evaluate.add_row(run.history["unseen"], main["unseen"], run.names, index)
-  metrics = {name: BENCHMARKS[name].main for name in run.names}
-  title = f"accuracy matrix on {run.evaluation_splits[0]}, percent; model: {results.SELECTION}"
-  run.progress.matrix(run.names, run.history["matrix"], metrics, title=title)
-  if len(run.history["unseen"]) == index + 1:
-    run.progress.matrix(run.names, run.history["unseen"], metrics, title="the same on unseen objects, percent")

@@ -18,6 +18,7 @@ ELSEWHERE = (
   "resume",
   "mesh",
   "log_every_steps",
+  "save_every_steps",
   "on_nonfinite",
   "data.root",
   "data.num_threads",

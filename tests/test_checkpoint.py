@@ -1,6 +1,11 @@
 """A checkpoint gives back the same bits, and says so when it cannot."""
 
+import json
+import os
 import pathlib
+import resource
+import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 from small import assert_same_bits
 
-from phpjax import checkpoint, optimizer, sharding
+from phpjax import checkpoint, manifest, optimizer, sharding
 from phpjax.errors import UserError
 from phpjax.steps import Live
 
@@ -35,12 +40,16 @@ def items(seed):
   return sharding.put_replicated(tree, sharding.make_mesh((-1, 1)))
 
 
+def meta(step: int, **fields: object) -> dict:
+  return {"position": {"step": 10 * step}, "learned": {}, **fields}
+
+
 @pytest.fixture
 def saved(tmp_path):
   """Two steps, committed."""
   checkpoints = checkpoint.Checkpoints(tmp_path)
   for step in (1, 2):
-    checkpoints.save(step, items(step), {"position": {"step": 10 * step}})
+    checkpoints.save(step, items(step), meta(step))
   checkpoints.wait()
   yield checkpoints
   checkpoints.close()
@@ -58,6 +67,11 @@ def flip(path: pathlib.Path, at: float) -> None:
   path.write_bytes(data)
 
 
+def opened(checkpoints: checkpoint.Checkpoints) -> int | None:
+  """The position of the newest good step."""
+  return checkpoints.newest_good(lambda step: checkpoints.open_meta(step)["position"]["step"])
+
+
 def test_a_step_is_restored_bit_for_bit(saved):
   for step in (2, 1):
     wanted = items(step)
@@ -67,14 +81,14 @@ def test_a_step_is_restored_bit_for_bit(saved):
     assert_same_bits(restored, {k: v for k, v in wanted.items() if k != "task_avs"})
     assert all(a.sharding == b.sharding for a, b in zip(jax.tree.leaves(restored), jax.tree.leaves(wanted), strict=True))
     assert jax.tree.structure(restored["live"]) == jax.tree.structure(wanted["live"]), "the optimizer can go on with it"
-    assert saved.read_meta(step)["position"] == {"step": 10 * step}
+    assert saved.open_meta(step)["position"] == {"step": 10 * step}
   assert saved.steps() == [2, 1]
 
 
-def test_old_steps_go(saved):
-  saved.save(3, items(3), {})
-  saved.wait()
-  assert saved.steps() == [3, 2]
+def test_one_item_is_restored_alone(saved):
+  [(name, restored)] = saved.restore(2, {"task_ave": items(1)["task_ave"]}).items()
+  assert name == "task_ave"
+  assert_same_bits(restored, items(2)["task_ave"])
 
 
 def test_arrays_are_read_without_a_known_structure(saved):
@@ -83,54 +97,189 @@ def test_arrays_are_read_without_a_known_structure(saved):
   assert_same_bits(restored, items(2)["task_ave"])
 
 
-@pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
-def test_a_flipped_byte_is_found_and_the_step_before_is_used(saved, capsys, at):
-  flip(data_file(saved.folder / "2" / "task_ave"), at)
-  restored = checkpoint.newest_good(saved, lambda step: saved.restore(step, items(step)))
-  assert_same_bits(restored["task_ave"], items(1)["task_ave"])
-  [warning] = capsys.readouterr().err.strip().splitlines()
-  assert warning.startswith("warning:") and str(saved.folder / "2") in warning
-  with pytest.raises(Exception):  # noqa: B017  tensorstore and the digest raise different ones
-    checkpoint.load_numpy(saved.folder / "2", "task_ave")
-  checkpoint.load_numpy(saved.folder / "2", "shared")
+def test_what_is_saved_is_of_the_moment_of_saving(tmp_path):
+  """The meta data and, by donation, the arrays change while they are being written."""
+  checkpoints, grown, tree = checkpoint.Checkpoints(tmp_path), {"rows": [1]}, items(1)
+  step = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+  changed = jax.tree.map(lambda x: x.copy(), tree)
+  checkpoints.save(1, changed, meta(1, history=grown))
+  for _ in range(20):
+    changed = step(changed)
+    grown["rows"].append(2)
+  checkpoints.wait()
+  assert checkpoints.open_meta(1)["history"] == {"rows": [1]}
+  for name, wanted in tree.items():
+    if wanted:
+      assert_same_bits(checkpoint.load_numpy(checkpoints.folder / "1", name), jax.tree.map(np.asarray, wanted))
+  checkpoints.close()
 
 
-def test_changed_numbers_that_restore_without_complaint_are_found(saved):
-  tampered = items(2)
-  tampered["task_ave"]["head"]["k"] = tampered["task_ave"]["head"]["k"].at[3, 3].add(1e-6)
-  assert checkpoint.digest(tampered["task_ave"]) != checkpoint.digest(items(2)["task_ave"])
-  renamed = {"prompts": {"q": items(2)["task_ave"]["prompts"]["p"]}}
-  assert checkpoint.digest(renamed) != checkpoint.digest({"prompts": items(2)["task_ave"]["prompts"]})
-  reshaped = jax.tree.map(lambda x: x.reshape(-1), items(2)["shared"])
-  retyped = jax.tree.map(lambda x: x.view(jnp.int32), items(2)["shared"])
-  assert len({checkpoint.digest(t) for t in (items(2)["shared"], retyped)}) == 2
-  assert checkpoint.digest({"k": jnp.ones((2, 3))}) != checkpoint.digest({"k": jnp.ones((3, 2))})
-  assert checkpoint.digest(reshaped) == checkpoint.digest(items(2)["shared"]), "vectors already"
+# -- which steps stay --------------------------------------------------------------------------------------------
 
 
-def test_a_damaged_position_is_passed_over_too(saved, capsys):
-  data_file(saved.folder / "2" / "meta").write_text("{")
-  assert checkpoint.newest_good(saved, lambda step: saved.read_meta(step)["position"]) == {"step": 10}
-  assert str(saved.folder / "2") in capsys.readouterr().err
+def test_old_steps_go_but_those_for_good(saved):
+  saved.save(3, items(3), meta(3), for_good=True)
+  for step in (4, 5, 6):
+    saved.save(step, items(step), meta(step, learned={"ave": 3}))
+  saved.wait()
+  assert saved.steps() == [6, 5, 3]
+  again = checkpoint.Checkpoints(saved.folder.parent)
+  again.keep_for_good(again.open_meta(6)["learned"].values())
+  for step in (7, 8):
+    again.save(step, items(step), meta(step, learned={"ave": 3}))
+  again.wait()
+  assert again.steps() == [8, 7, 3], "a continued run keeps it too"
+  again.close()
+
+
+def test_a_damaged_step_does_not_push_out_a_good_one(saved):
+  flip(data_file(saved.folder / "2"), 0.5)
+  assert opened(saved) == 10
+  saved.save(3, items(3), meta(3))
+  saved.wait()
+  assert saved.steps() == [3, 1]
+
+
+# -- damage ------------------------------------------------------------------------------------------------------
+
+
+def truncated(step: pathlib.Path) -> None:
+  path = data_file(step)
+  os.truncate(path, path.stat().st_size // 2)
+
+
+def zeroed(step: pathlib.Path) -> None:
+  path = data_file(step)
+  path.write_bytes(bytes(path.stat().st_size))
+
+
+def empty(step: pathlib.Path) -> None:
+  shutil.rmtree(step)
+  step.mkdir()
+
+
+def half_written(step: pathlib.Path) -> None:
+  """What a kill leaves while a step is being written."""
+  step.rename(step.with_name(f"{step.name}.orbax-checkpoint-tmp"))
+
+
+DAMAGES = {
+  "truncated": truncated,
+  "deleted": lambda step: data_file(step).unlink(),
+  "zeroed": zeroed,
+  "one flipped byte": lambda step: flip(data_file(step), 0.5),
+  "missing manifest": lambda step: (step / manifest.FILE).unlink(),
+  "missing item": lambda step: shutil.rmtree(step / "task_ave"),
+  "empty step folder": empty,
+  "half-written temporary folder": half_written,
+  "flipped manifest": lambda step: flip(step / manifest.FILE, 0.5),
+  "position cut short": lambda step: data_file(step / "meta").write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_newest_step_is_named_and_the_one_before_is_used(tmp_path, capsys, damage):
+  first = checkpoint.Checkpoints(tmp_path)
+  for step in (1, 2):
+    first.save(step, items(step), meta(step))
+  first.close()
+  DAMAGES[damage](first.folder / "2")
+  again = checkpoint.Checkpoints(tmp_path)  # as a process that starts anew
+  assert opened(again) == 10
+  assert_same_bits(again.restore(1, {"task_ave": items(2)["task_ave"]}), {"task_ave": items(1)["task_ave"]})
+  warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: checkpoint")]
+  if damage == "half-written temporary folder":  # no step at all: orbax sweeps it away
+    assert not warnings and [p.name for p in again.folder.iterdir() if p.is_dir()] == ["1"]
+  else:
+    [warning] = warnings
+    assert str(first.folder / "2") in warning
+  again.save(3, items(3), meta(3))
+  again.close()
+  assert [p.name for p in sorted(first.folder.iterdir()) if p.name.isdigit()] == ["1", "3"], "the damaged one goes"
+
+
+@pytest.mark.parametrize("part", ["shared", "task_ave", "live", "meta", "_CHECKPOINT_METADATA"])
+def test_every_file_of_a_step_is_watched(saved, part):
+  """Also what orbax would restore without complaint, or not read at all."""
+  path = saved.folder / "2" / part
+  for file in [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file() and p.stat().st_size]:
+    before = file.read_bytes()
+    for at in (0, 0.5, 1):
+      flip(file, at)
+      with pytest.raises((manifest.DamagedError, UserError, ValueError), match=r"damaged|Expecting|version|decode"):
+        saved.open_meta(2)
+      file.write_bytes(before)
+  assert saved.open_meta(2)["position"] == {"step": 20}
+
+
+def test_a_step_is_only_as_good_as_those_that_hold_its_finished_tasks(saved, capsys):
+  saved.save(3, items(3), meta(3), for_good=True)
+  saved.save(4, items(4), meta(4, learned={"ave": 3}))
+  saved.save(5, items(5), meta(5, learned={"ave": 3}))
+  saved.wait()
+  flip(data_file(saved.folder / "3" / "task_ave"), 0.5)
+  with pytest.raises(UserError, match="no checkpoint"):
+    opened(saved)
+  lines = capsys.readouterr().err.strip().splitlines()
+  assert len(lines) == 3 and all(str(saved.folder / "3") in line for line in lines), "each names the file that is damaged"
+
+
+@pytest.mark.parametrize("name", ["../2/meta/metadata", "/etc/hostname", "a\0b", "shared/../../../x"])
+def test_a_manifest_reads_nothing_outside_its_step(saved, name):
+  path = saved.folder / "2" / manifest.FILE
+  listed = json.loads(path.read_text())
+  listed["files"][name] = {"bytes": 1, "sha256": "0"}
+  path.write_text(json.dumps(listed))
+  with pytest.raises(manifest.DamagedError, match=r"manifest\.json is damaged"):
+    saved.open_meta(2)
 
 
 def test_no_good_step_is_one_clear_error_and_no_step_is_none(saved, tmp_path, capsys):
   for step in ("1", "2"):
     flip(data_file(saved.folder / step / "task_ave"), 0.5)
   with pytest.raises(UserError, match="no checkpoint"):
-    checkpoint.newest_good(saved, lambda step: saved.restore(step, items(step)))
+    opened(saved)
   assert len(capsys.readouterr().err.strip().splitlines()) == 2
   empty = checkpoint.Checkpoints(tmp_path / "empty")
-  assert checkpoint.newest_good(empty, pytest.fail) is None
+  assert opened(empty) is None
   empty.close()
 
 
-def test_a_version_of_the_future_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("version", [1, 99])
+def test_other_versions_are_refused_by_name(tmp_path, monkeypatch, version):
   checkpoints = checkpoint.Checkpoints(tmp_path)
   with monkeypatch.context() as patched:
-    patched.setattr(checkpoint, "VERSION", 99)
-    checkpoints.save(1, {"shared": {"a": jnp.ones(1)}}, {})
+    patched.setattr(checkpoint, "VERSION", version)
+    checkpoints.save(1, {"shared": {"a": jnp.ones(1)}}, meta(1))
     checkpoints.wait()
-  with pytest.raises(UserError, match="version 99"):
-    checkpoint.newest_good(checkpoints, checkpoints.read_meta)
+  with pytest.raises(UserError, match=f"version {version}, this phpjax reads version {checkpoint.VERSION}"):
+    opened(checkpoints)
   checkpoints.close()
+
+
+# -- a disk that is full -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_files():
+  """Files larger than 64 KiB cannot be written, as on a full disk."""
+  before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  limit = lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  yield lambda: limit(1 << 16)
+  limit(before[0])
+  signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_told_and_costs_no_earlier_step(tmp_path, small_files):
+  checkpoints, large = (
+    checkpoint.Checkpoints(tmp_path),
+    {"shared": {"w": jnp.asarray(np.random.default_rng(0).normal(size=1 << 16))}},
+  )
+  for step in (1, 2):
+    checkpoints.save(step, large, meta(step))
+  checkpoints.wait()
+  small_files()
+  with pytest.raises(UserError, match=r"cannot write a checkpoint to .*; earlier checkpoints are kept, free some space"):
+    checkpoints.save(3, large, meta(3))
+    checkpoints.wait()
+  assert opened(checkpoints) == 20 and {p.name for p in checkpoints.folder.iterdir()} >= {"1", "2"}

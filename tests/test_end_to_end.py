@@ -5,13 +5,15 @@ import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import small
 from command import SMALL, cli_server, finished_run, tiny_toybox  # noqa: F401  fixtures
 
+import phpjax
 from configs import php_avqa
-from phpjax import checkpoint, logs, run
+from phpjax import checkpoint, logs, resume, run
 
 NOT_COMPARED = ("seconds", "peak_memory_bytes", "versions")
 NUM_STEPS = 8  # 2 tasks, 2 epochs, 2 steps
@@ -37,6 +39,12 @@ def logged(folder):
 def newest(folder):
   steps = sorted((int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit()), reverse=True)
   return [folder / "checkpoints" / str(step) for step in steps]
+
+
+def learned_task(folder, name):
+  """What a run has stored of a finished task."""
+  step = checkpoint.read_meta(newest(folder)[0])["learned"][name]
+  return checkpoint.load_numpy(folder / "checkpoints" / str(step), f"task_{name}")
 
 
 @pytest.fixture(scope="module")
@@ -110,18 +118,29 @@ def test_sigterm_saves_and_exits_with_42(stopped):
   assert (meta["position"]["task"], meta["position"]["step"], meta["live"]) == (1, LAST_OF_FIRST_EPOCH, True)
 
 
+def test_a_half_learned_task_can_be_loaded(stopped):
+  loaded = phpjax.load(stopped[0])
+  assert loaded.tasks == ("ave", "avs") and loaded.results is None
+  stored = checkpoint.load_numpy(newest(stopped[0])[0], "task_avs")["head"]
+  small.assert_same_bits(jax.device_get(loaded.params["tasks"]["avs"]["head"]), stored)
+
+
 def test_the_same_command_ends_where_an_uninterrupted_run_does(finished, resumed):
   folder, done = resumed
   assert done.code == 0, done.err
   assert "continuing" in done.out + done.err
   assert comparable(folder) == comparable(finished)
   assert [line["loss"] for line in logged(folder)] == [line["loss"] for line in logged(finished)]
-  small.assert_same_bits(*(checkpoint.load_numpy(newest(f)[0], "task_avs") for f in (folder, finished)))
+  for name in ("ave", "avs"):
+    small.assert_same_bits(*(learned_task(f, name) for f in (folder, finished)))
 
 
 def test_each_evaluation_says_what_it_scored_beside_a_trivial_predictor(resumed):
   folder, done = resumed
   lines, found = [line for line in done.err.splitlines() if "trivial predictor" in line], results(folder)
+  epochs = [line for line in lines if line.startswith("epoch ")]
+  assert [line.split(":")[0] for line in epochs] == ["epoch 1/2, avs val", "epoch 2/2, avs val"]
+  lines = [line for line in lines if line not in epochs]
   assert [line.split(":")[0] for line in lines] == ["ave test", "ave unseen", "avs test", "avs unseen"]
   for line in lines:
     name, split = line.split(":")[0].split()
@@ -136,7 +155,15 @@ def test_each_evaluation_says_what_it_scored_beside_a_trivial_predictor(resumed)
     assert line.endswith(f"protocol: {said['protocol']}")
   assert found["trivial"]["ave"] == found["trivial_predictor"]["ave"]["scores"]["segment_accuracy"]
   [title] = [line for line in done.err.splitlines() if line.startswith("accuracy matrix")]
-  assert "on test" in title and "no split chose it" in title and found["data"]["model_selection"] in title
+  assert "on test" in title and "epoch chosen on val (ave, avs)" in title
+
+
+def test_the_epoch_that_validation_prefers_is_the_one_that_counts(finished, resumed):
+  """And the same one after a stop between the two."""
+  for folder in (finished, resumed[0]):
+    for name, how in results(folder)["data"]["model_selection"].items():
+      assert how["split"] == "val" and how["epochs"] == len(how["scores"]) == 2
+      assert how["scores"][how["epoch"] - 1] == max(how["scores"]), name
 
 
 @pytest.mark.slow
@@ -152,16 +179,20 @@ def test_workers_change_no_number_and_mirrored_clips_do(cli, toybox, tmp_path):
 
 
 def test_past_tasks_and_what_the_later_one_does_not_use_stay_bit_equal(stopped, resumed):
-  before, during, after = newest(stopped[0])[1], newest(stopped[0])[0], newest(resumed[0])[0]
-  meta = checkpoint.read_meta(before)
-  assert meta["position"]["task"] == 1 and meta["learned"] == ["ave"] and not meta["live"], "the end of the first task"
-  ave, shared = (checkpoint.load_numpy(before, item) for item in ("task_ave", "shared"))
+  during, after = newest(stopped[0])[0], newest(resumed[0])[0]
+  learned = checkpoint.read_meta(after)["learned"]
+  assert list(learned) == ["ave", "avs"] and checkpoint.read_meta(during)["learned"] == {"ave": learned["ave"]}
+  ends = {name: newest(resumed[0])[0].parent / str(step) for name, step in learned.items()}
+  ave, shared = (checkpoint.load_numpy(ends["ave"], item) for item in ("task_ave", "shared"))
   assert set(ave) == {"prompts", "head"} and set(shared) == {"context", "clip_adapter", "clip_adapter_text", "contrastive"}
-  for later in (during, after):
-    small.assert_same_bits(checkpoint.load_numpy(later, "task_ave"), ave)
+  holding = [step.name for step in newest(resumed[0]) if (step / "task_ave").is_dir()]
+  assert holding == [ends["ave"].name], "a finished task is written once, and kept"
+  for later in (during, ends["avs"], after):
     small.assert_same_bits(checkpoint.load_numpy(later, "shared"), shared)  # AVS reads no class text
-  one, two = (small.flat(checkpoint.load_numpy(step, "task_avs")) for step in (during, after))
-  assert all(one[name].tobytes() != two[name].tobytes() for name in one), "while the later task went on"
+  one, two = (small.flat(checkpoint.load_numpy(step, "task_avs")) for step in (during, ends["avs"]))
+  kept = [one[name].tobytes() == two[name].tobytes() for name in one]
+  first_epoch = results(resumed[0])["data"]["model_selection"]["avs"]["epoch"] == 1
+  assert all(kept) if first_epoch else not any(kept), "the later task has what it had after the epoch that was chosen"
 
 
 def damaged(stopped, tmp_path, damage):
@@ -175,11 +206,11 @@ def damaged(stopped, tmp_path, damage):
   for phase in ("shallow", "mid", "deep"):
     config.method[phase] = tuple(config.method[phase])
   with run.open_run(config, folder) as opened:
-    assert run.restore(opened)
+    assert resume.restore(opened)
     assert opened.live is None and list(opened.params["tasks"]) == ["ave"] == list(opened.state["tasks"])
     logs.MetricsLog(folder, resume_step=opened.position.step, primary=True).close()  # as training would go on
     position, lines = dataclasses.replace(opened.position), logged(folder)
-    opened.save()
+    resume.save(opened)
     opened.checkpoints.wait()
     assert checkpoint.read_meta(newest(folder)[0])["position"]["step"] == 4, "the next save is not lost to the damaged one"
     return position, lines

@@ -26,6 +26,7 @@ TOOLS = {
     "errors",
     "figures",
     "logs",
+    "manifest",
     "partition",
     "progress",
     "sharding",
@@ -46,7 +47,9 @@ ENGINE = {
     "optimizer",
     "predictions",
     "results",
+    "resume",
     "run",
+    "scoring",
     "steps",
   )
 }
@@ -56,6 +59,7 @@ BELOW_TRAIN = {*PARTS, *TOOLS, *ENGINE}
 MAY_IMPORT: dict[str, set[str]] = {
   **{name: {name} for name in PARTS},
   **{name: {name, "phpjax.errors"} for name in TOOLS},
+  "phpjax.checkpoint": {"phpjax.errors", "phpjax.manifest"},
   "phpjax.evaluate": set(),
   "phpjax.model": set(),
   "phpjax.optimizer": {"phpjax.partition"},
@@ -91,9 +95,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.compat",
     "phpjax.experiment",
     "phpjax.optimizer",
-    "phpjax.results",
     "phpjax.steps",
   },
+  "phpjax.resume": {*TOOLS, "phpjax.run", "phpjax.steps"},
+  "phpjax.scoring": {*TOOLS, "data_pipelines", "phpjax.benchmarks", "phpjax.evaluate", "phpjax.results", "phpjax.run"},
   "phpjax.train": BELOW_TRAIN,
   **{name: {*BELOW_TRAIN, "phpjax.train", "phpjax.cli"} for name in BESIDE_TRAIN},
   "phpjax.bench_steps": BELOW_TRAIN,

@@ -45,7 +45,7 @@ class FakeRun:
     views = {"questions_per_clip": 2, "labelled_seconds_only": True}
     data = {"num_threads": 2, "toybox": "", "evaluation_split": "test", **views}
     self.config = ConfigDict({"eval_batch_size": eval_batch_size, "data": data, "protocol": {"avvp": "released"}})
-    self.history = {"trivial": {}, "evaluated": {}}
+    self.history, self.learned = {"trivial": {}, "evaluated": {}, "validation": {}}, {}
     self.evaluation_splits, self.decoded = EVALUATED, []
     infos = {name: BENCHMARKS[name].describe(name, data) for name, data in self.datasets.items()}
     self.experiment = types.SimpleNamespace(infos=infos)
@@ -60,6 +60,12 @@ class FakeRun:
   def _decode(self, decode, record, media):
     self.decoded.append(record.clip)
     return decode(record, media)
+
+  def selection_split(self, name: str) -> str | None:
+    return "val" if name in self.history["validation"] else None
+
+  def num_epochs(self, name: str) -> int:
+    return 3
 
   def used_splits(self, name: str) -> list[str]:
     return [split for split in ("train", *EVALUATED) if split in self.datasets[name].splits()]
@@ -182,9 +188,17 @@ def test_trivial_predictors_are_found_once_and_on_every_evaluated_split(whole, t
 
 
 def test_which_split_chose_the_model_is_said(whole, tmp_path):
-  found = results.data_summary(FakeRun(whole, tmp_path))
+  run = FakeRun(whole, tmp_path)
+  run.learned, run.history["validation"] = {"ave": 1, "avs": 2, "avvp": 3}, {"ave": [0.2, 0.5, 0.5], "avs": [0.5, 0.2, 0.4]}
+  found = results.data_summary(run)
   assert found["evaluation_split"] == "test"
-  assert "no split chose it" in found["model_selection"] and "the last one counts" in found["model_selection"]
+  assert found["model_selection"] == {
+    "ave": {"split": "val", "epoch": 3, "epochs": 3, "scores": [0.2, 0.5, 0.5]},  # the later one of equals
+    "avs": {"split": "val", "epoch": 1, "epochs": 3, "scores": [0.5, 0.2, 0.4]},
+    "avvp": {"split": None, "epoch": 3, "epochs": 3, "scores": []},
+  }
+  said = results.selection_of(run)
+  assert said == "epoch chosen on val (ave, avs); no split chose it, the last of a fixed number of epochs counts (avvp)"
 
 
 # -- labels of the trivial predictor -----------------------------------------------------------------------------

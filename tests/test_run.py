@@ -11,7 +11,7 @@ import small
 from command import tiny_toybox  # noqa: F401  fixture
 
 from configs import linear_probe
-from phpjax import methods, run, train
+from phpjax import methods, resume, run, train
 from phpjax.errors import UserError
 
 NUM_CLIPS, STEPS, SECONDS = 4, 2, 10  # of AVE in the tiny toybox, one epoch of batches of two
@@ -52,7 +52,7 @@ def config(monkeypatch, toybox):
 def test_the_state_of_a_method_is_kept_and_comes_back(config, tmp_path):
   train.train_and_evaluate(config, tmp_path / "run")
   with run.open_run(config, tmp_path / "run") as opened:
-    assert run.restore(opened)
+    assert resume.restore(opened)
     kept = jax.device_get(opened.state)
     assert kept["shared"]["seconds"] == NUM_CLIPS * SECONDS and kept["tasks"]["ave"]["method"]["steps"] == STEPS
     encoder = opened.experiment.encoders["visual"]
@@ -100,6 +100,7 @@ def test_data_that_cannot_be_scored_is_named_before_anything_is_trained(config, 
 
 def test_a_split_that_the_run_does_not_read_may_be_damaged(config, toybox, tmp_path):
   config.method.name, config.data.toybox, config.data.root = "linear_probe", "", str(tmp_path / "data")
+  assert config.num_epochs == 1, "there is nothing to choose on val"
   shutil.copytree(toybox, tmp_path / "data")
   (tmp_path / "data" / SPLIT.format("val")).write_text("only&two\n")
   with run.open_run(config, None) as opened:

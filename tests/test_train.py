@@ -17,14 +17,15 @@ def test_evaluating_again_scores_the_trivial_predictor_on_the_clips_of_now(tmp_p
   """Both are scored on the clips that can be read, which may be others than when the run trained."""
   history = {**run.new_history(), "matrix": [[0.5]], "per_task": [{"after": "ave"}], "trivial": STALE, "evaluated": STALE}
   before = copy.deepcopy(history)
-  fake = types.SimpleNamespace(history=history, names=["ave"], position=run.Position(task=1), live=None)
+  fake = types.SimpleNamespace(history=history, names=["ave"], learned={"ave": 1}, live=None)
 
   def scored(at, index: int) -> None:
     assert index == 0 and at.history["trivial"] == at.history["evaluated"] == {} and at.history["per_task"] == []
     at.history["trivial"]["ave"] = at.history["evaluated"]["ave"] = {"test": "now"}
 
   monkeypatch.setattr(train, "open_run", lambda config, folder: contextlib.nullcontext(fake))
-  monkeypatch.setattr(train, "restore", lambda found: True)
+  monkeypatch.setattr(train.resume, "restore", lambda found: True)
+  monkeypatch.setattr(train.results, "selection", lambda found: {})
   monkeypatch.setattr(train, "evaluate_seen", scored)
   workdir.write_json(tmp_path / workdir.CONFIG, {})
   train.evaluate_again(None, tmp_path)

@@ -1,0 +1,136 @@
+"""What a checkpoint holds of a run, and how a run goes on from one."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+
+from phpjax import drift, sharding, workdir
+from phpjax.errors import UserError
+from phpjax.run import Best, Position, Run, add_task, begin, new_history
+from phpjax.steps import Live
+
+Tree = dict[str, Any]
+
+
+def save(run: Run, *, learned: str | None = None) -> None:
+  """Writes a checkpoint of this moment, in the background.
+
+  `learned` names a task that has just ended: it is written here for the last time, and this checkpoint stays for good. Random
+  keys are functions of the seed and the step, so both are all there is to keep of them.
+  """
+  run.absorb()
+  run.position.saves += 1
+  if learned:
+    run.learned[learned] = run.position.saves
+  seconds = run.position.seconds + time.monotonic() - run.started
+  meta = {
+    "position": {**dataclasses.asdict(run.position), "seconds": seconds},
+    "history": run.history,
+    "infos": {name: dataclasses.asdict(info) for name, info in run.experiment.infos.items()},
+    "data": run.data_identity,
+    "tasks": list(run.params["tasks"]),
+    "learned": run.learned,
+    "live": run.live is not None,
+    "best": None if run.best is None else {"score": run.best.score, "epoch": run.best.epoch},
+    "config": workdir.plain(run.config),
+    "seed": run.config.seed,
+    "weights": run.experiment.weights,
+  }
+  written = [name for name, step in run.learned.items() if step != run.position.saves]
+  run.checkpoints.save(run.position.saves, items(run, leave_out=written), meta, for_good=learned is not None)
+
+
+def items(run: Run, leave_out: list[str]) -> Tree:
+  """{item: pytree} of a checkpoint, for reading one also the shapes of what it holds; without the tasks of `leave_out`."""
+  tasks = {f"task_{name}": task_item(run, name) for name in run.params["tasks"] if name not in leave_out}
+  live = {} if run.live is None else {"opt_state": run.live.opt_state}
+  best = {} if run.best is None else {"trainable": run.best.trainable, "state": run.best.state}
+  return {"shared": run.params["shared"], "state": run.state["shared"], **tasks, "live": live, "best": best}
+
+
+def task_item(run: Run, name: str) -> Tree:
+  """A task's prompts, head and, if it has one, state."""
+  state = run.state["tasks"][name]
+  return {**run.params["tasks"][name], **({"state": state} if jax.tree.leaves(state) else {})}
+
+
+def restore(run: Run) -> bool:
+  """Goes to the newest good checkpoint, if any; raises UserError when the run cannot go on from it."""
+  if not run.config.resume and run.checkpoints.steps():
+    raise UserError(f"--workdir={run.folder} holds checkpoints and resume=False: take another --workdir")
+  fresh = run.params, run.state
+
+  def open_step(step: int) -> bool:
+    meta = run.checkpoints.open_meta(step)
+    _check_same(run, meta)
+    (run.params, run.state), run.live, run.best = fresh, None, None  # a damaged newer step may have left something behind
+    run.position, run.history = Position(**meta["position"]), {**new_history(), **meta["history"]}
+    run.learned, run.anchors = dict(meta["learned"]), {}
+    for name in meta["tasks"]:
+      add_task(run, name)
+    _fill_finished(run)
+    _fill(run, meta, step)
+    run.position.saves = run.checkpoints.steps()[0]  # orbax never overwrites a step, not even a damaged one
+    run.checkpoints.keep_for_good(run.learned.values())
+    return True
+
+  return bool(run.checkpoints.newest_good(open_step))
+
+
+def _check_same(run: Run, meta: Tree) -> None:
+  """Raises UserError when the weights or the data are others now."""
+  if (now := run.experiment.weights) != meta["weights"]:
+    raise UserError(
+      f"--workdir={run.folder} was trained with other encoder weights ({meta['weights']}, now {now}): "
+      "point encoders.*.weights to the old files or take another --workdir"
+    )
+  if changed := sorted(k for k in meta["data"].keys() | run.data_identity if meta["data"].get(k) != run.data_identity.get(k)):
+    raise UserError(
+      f"--workdir={run.folder} was trained on other data ({', '.join(changed[:4])} differ): point data.root to the old "
+      "files or take another --workdir"
+    )
+
+
+def _fill_finished(run: Run) -> None:
+  """The finished tasks, each from the step that holds it, and the shared parameters as they were at its end."""
+  for name, step in run.learned.items():
+    found = run.checkpoints.restore(step, {"shared": run.params["shared"], f"task_{name}": task_item(run, name)})
+    _put_task(run, name, found)
+    run.anchors[name] = drift.anchor(found.get("shared", {}), run.experiment.method.uses(run.experiment.tasks[name]))
+
+
+def _fill(run: Run, meta: Tree, step: int) -> None:
+  """Everything else, from the step itself."""
+  name = run.names[run.position.task] if meta["live"] else None
+  if name:
+    begin(run, name)
+  if meta["best"]:
+    like = jax.device_get({"trainable": run.live.trainable, "state": run.live.state})
+    run.best = Best(**meta["best"], **like)
+  found = run.checkpoints.restore(step, items(run, leave_out=list(run.learned)))
+  run.params = {**run.params, "shared": found.get("shared", {})}
+  run.state = {**run.state, "shared": found.get("state", run.state["shared"])}
+  if run.best:
+    run.best = Best(**meta["best"], **{**like, **found.get("best", {})})
+  if name:
+    _put_task(run, name, found)
+    opt_state = found["live"]["opt_state"] if "live" in found else run.live.opt_state
+    run.live = Live(run.parts(name)[0], opt_state, run.state_of(name))
+
+
+def _put_task(run: Run, name: str, found: Tree) -> None:
+  """What was restored of a task, into the whole trees."""
+  stored = found.get(f"task_{name}", {})
+  params = {**run.params["tasks"][name], **{k: v for k, v in stored.items() if k != "state"}}
+  run.params = {**run.params, "tasks": {**run.params["tasks"], name: params}}
+  run.state = {**run.state, "tasks": {**run.state["tasks"], name: stored.get("state", run.state["tasks"][name])}}
+
+
+def put_best(run: Run) -> None:
+  """Puts the best epoch of the current task in the place of the last one."""
+  best = sharding.put_replicated({"trainable": run.best.trainable, "state": run.best.state}, run.mesh)
+  run.live = Live(best["trainable"], run.live.opt_state, best["state"])

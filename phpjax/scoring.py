@@ -1,0 +1,94 @@
+"""Scores a run: every task learned so far, and on validation the epoch of a task that counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from data_pipelines import DataError
+from phpjax import drift, evaluate, results
+from phpjax.benchmarks import BENCHMARKS
+from phpjax.run import Best, Run, Stopped, return_freed_memory
+
+Tree = dict[str, Any]
+
+
+def score(run: Run, name: str, split: str, *, title: str = "") -> dict[str, float]:
+  """Every score of a task on a split, told in a line that begins with `title`.
+
+  Raises:
+    DataError: no row can be scored, as when all clips are bad.
+    Stopped: a signal came; nothing of this evaluation is kept.
+  """
+  benchmark, total, scored = BENCHMARKS[name], run.num_batches(name, split), 0
+
+  def on_batch(done: int) -> None:
+    run.progress.evaluation(f"{name} {split}", done, total)
+    if run.stop and done < total:
+      raise Stopped
+
+  def summarise(parts: Sequence[Tree]) -> dict[str, float]:
+    nonlocal scored
+    scored = sum(len(next(iter(part.values()))) for part in parts)
+    if not scored:
+      hint = ": --config.data.on_bad_clip=error says why" if run.config.data.on_bad_clip == "skip" else ""
+      raise DataError(f"no clip of {name} {split} can be scored{hint}")
+    return benchmark.summarise(parts)
+
+  scores = evaluate.evaluate(
+    run.predictor(name),
+    run.batches(name, split, batch_size=run.config.eval_batch_size, shuffle=False),
+    benchmark.statistics,
+    summarise,
+    on_batch=on_batch,
+  )
+  run.progress.note(title + results.statement(run, name, split, scores, scored))
+  return scores
+
+
+def choose(run: Run, epoch: int) -> None:
+  """Scores the current task on validation after an epoch, and keeps the epoch if none before was better."""
+  name = run.names[run.position.task]
+  if (split := run.selection_split(name)) is None:
+    return
+  run.absorb()
+  scores = score(run, name, split, title=f"epoch {epoch + 1}/{run.num_epochs(name)}, ")
+  run.log.evaluation(run.position.step, name, scores, split=split)
+  value = scores[BENCHMARKS[name].main]
+  run.history["validation"][name] = [*run.history["validation"].get(name, ()), value]
+  if run.best is None or value >= run.best.score:
+    run.best = Best(value, epoch, *jax.device_get((run.live.trainable, run.live.state)))
+
+
+def evaluate_seen(run: Run, index: int) -> None:
+  """Every task learned so far, on every evaluation split that its data has: one more row of the accuracy matrix.
+
+  What a run that was stopped here has scored already is not scored again. Raises as `score`.
+  """
+  after, main = run.names[index], {split: {} for split in run.evaluation_splits}
+  known = {(row["task"], row["split"]): row["scores"] for row in run.history["per_task"] if row["after"] == after}
+  for name in run.names[: index + 1]:
+    for split in (s for s in run.used_splits(name) if s in main):
+      if (scores := known.get((name, split))) is None:
+        scores = score(run, name, split)
+        run.history["per_task"].append({"after": after, "task": name, "split": split, "scores": scores})
+        run.log.evaluation(run.position.step, name, scores, split=split)
+      main[split][name] = scores[BENCHMARKS[name].main]
+    return_freed_memory()
+  _add_rows(run, index, main)
+
+
+def _add_rows(run: Run, index: int, main: dict[str, dict[str, float]]) -> None:
+  """The accuracy matrix, that of unseen objects where all tasks have some, and drift; shown and kept."""
+  split, *_ = run.evaluation_splits
+  run.history["matrix"] = evaluate.add_row(run.history["matrix"], main[split], run.names, index)
+  run.history["drift"] += drift.record(run.anchors, run.params["shared"], run.history["matrix"], run.names, index)
+  if len(main.get("unseen", ())) == index + 1:
+    run.history["unseen"] = evaluate.add_row(run.history["unseen"], main["unseen"], run.names, index)
+  metrics = {name: BENCHMARKS[name].main for name in run.names}
+  title = f"accuracy matrix on {split}, percent; model: {results.selection_of(run)}"
+  run.progress.matrix(run.names, run.history["matrix"], metrics, title=title)
+  if len(run.history["unseen"]) == index + 1:
+    run.progress.matrix(run.names, run.history["unseen"], metrics, title="the same on unseen objects, percent")
