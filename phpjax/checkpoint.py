@@ -1,10 +1,10 @@
 """Saves and reads the steps of a run through orbax: what learned, the optimizer, and how far the run is. Encoders are never
 written.
 
-A step directory holds the items `shared`, `state` (what changes without a gradient), `live` (the optimizer), `best` (the
-epoch that validation prefers so far), `task_NAME`, `meta` (JSON), and beside them a manifest of its files. A task that is
-finished is written once, into a step that is kept for good; the meta of later steps says which (`learned`). Of the others the
-newest few are kept.
+A step directory holds the items `shared`, `state` (what changes without a gradient), `live` (the optimizer), `task_NAME`,
+`meta` (JSON), and beside them a manifest of its files. Nothing is written twice: a step names those it cannot do without
+(`needs`), which hold the finished tasks and the epoch that validation prefers so far. The newest few steps stay, and all that
+they need.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ FOLDER = "checkpoints"
 
 @dataclasses.dataclass
 class _Rotation:
-  """Which steps stay: the newest `keep` that are not known to be damaged, and those of `for_good`; orbax asks at every save."""
+  """Which steps stay: the newest `keep` that are not known to be damaged, and what they need; orbax asks at every save."""
 
   keep: int
-  for_good: set[int] = dataclasses.field(default_factory=set)
+  needs: dict[int, set[int]]
   damaged: set[int] = dataclasses.field(default_factory=set)
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
     del context
-    good = [info.step for info in checkpoints if info.step not in self.damaged]
-    stay = self.for_good | set(good[-self.keep :])
+    newest = [info.step for info in checkpoints if info.step not in self.damaged][-self.keep :]
+    stay = set(newest).union(*(self.needs[step] for step in newest))
     return [info.step in stay for info in checkpoints]
 
 
@@ -51,20 +51,19 @@ class Checkpoints:
 
   def __init__(self, workdir: str | os.PathLike[str], *, keep: int = 2):
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
-    self._rotation = _Rotation(keep)
+    self._rotation = _Rotation(keep, {step: _needs(self.folder / str(step)) for step in steps_of(self.folder)})
     options = ocp.CheckpointManagerOptions(preservation_policy=self._rotation, cleanup_tmp_directories=True, create=True)
     self._manager = ocp.CheckpointManager(self.folder, options=options)
     self._sealing: threading.Thread | None = None
     self._failed: Exception | None = None
 
-  def save(self, step: int, items: dict[str, Any], meta: Tree, *, for_good: bool = False) -> None:
+  def save(self, step: int, items: dict[str, Any], meta: Tree) -> None:
     """Writes one step in the background; empty items are left out.
 
     Args:
       step: higher than every one before.
       items: {name: pytree of arrays}.
-      meta: JSON types; `learned` names the steps that this one cannot do without.
-      for_good: the step is never deleted.
+      meta: JSON types; `needs` are the steps that this one cannot do without.
 
     Raises:
       UserError: the disk is full or not writable, now or during the save before; what was saved before that stays.
@@ -74,7 +73,7 @@ class Checkpoints:
     saved = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     # Written while the run goes on and changes it: what counts is this moment.
     meta = json.loads(json.dumps({**meta, "version": VERSION, "items": sorted(items)}))
-    self._rotation.for_good |= {step} if for_good else set()
+    self._rotation.needs[step] = set(meta["needs"])
     try:
       self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **saved))
     except Exception as error:  # orbax and tensorstore report a full disk as plain exceptions of many types
@@ -117,10 +116,6 @@ class Checkpoints:
   def steps(self) -> list[int]:
     """Committed steps, newest first."""
     return sorted(self._manager.all_steps(), reverse=True)
-
-  def keep_for_good(self, steps: Iterable[int]) -> None:
-    """These steps are not deleted any more."""
-    self._rotation.for_good |= set(steps)
 
   def newest_good(self, open_step: Callable[[int], Opened]) -> Opened | None:
     """`newest_good` of this folder; steps that are passed over go with the next save."""
@@ -165,14 +160,14 @@ def newest_good(
 
 
 def open_meta(folder: pathlib.Path, step: int) -> Tree:
-  """The JSON of a step, after every file of it and of the steps that hold its finished tasks was compared with its manifest.
+  """The JSON of a step, after every file of it and of the steps that it needs was compared with its manifest.
 
   Raises:
     UserError: a version that this code does not know.
     DamagedError: a file is missing or has changed.
   """
   meta = read_meta(folder / str(step))
-  for number in sorted({step, *meta["learned"].values()}):
+  for number in sorted({step, *meta["needs"]}):
     manifest.verify(folder / str(number))
   return meta
 
@@ -186,6 +181,20 @@ def read_meta(step_folder: pathlib.Path) -> Tree:
       "open it with the phpjax that wrote it, or start again with another --workdir"
     )
   return meta
+
+
+def steps_of(folder: pathlib.Path) -> list[int]:
+  """The steps that were committed to a folder of checkpoints, newest first; nothing is touched."""
+  found = folder.iterdir() if folder.is_dir() else ()
+  return sorted((int(path.name) for path in found if path.name.isdigit()), reverse=True)
+
+
+def _needs(step_folder: pathlib.Path) -> set[int]:
+  """The steps that a step needs; none if that cannot be read, which is found out and told when it is opened."""
+  try:
+    return set(read_meta(step_folder)["needs"])
+  except Exception:
+    return set()
 
 
 def load_numpy(step_folder: pathlib.Path, item: str) -> Any:

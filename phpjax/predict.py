@@ -35,22 +35,16 @@ from phpjax.steps import Steps
 Tree = dict[str, Any]
 Path = str | os.PathLike[str]
 ASKING = tuple(name for name, benchmark in BENCHMARKS.items() if benchmark.asks)  # tasks that answer a question
-UNREAD = ("live", "best")  # the optimizer, and another epoch, of a task that was being learned
 CHUNK = 32  # pictures, seconds or texts encoded at once: bounds memory, and one shape means one compile
 
 
-def steps_of(folder: pathlib.Path) -> list[int]:
-  """Committed steps, newest first; orbax's own manager would tidy up under a run that is still going."""
-  found = folder.iterdir() if folder.is_dir() else ()
-  return sorted((int(p.name) for p in found if p.name.isdigit()), reverse=True)
-
-
 def open_step(folder: pathlib.Path, step: int) -> tuple[Tree, Tree]:
-  """(meta, items) of a step and of those that hold its finished tasks; every file is checked, also of what is not read."""
+  """(meta, items) of a step, its finished tasks from those that hold them; every file is checked, also of what is not read."""
   meta = checkpoint.open_meta(folder, step)
-  found = {name: step for name in meta["items"] if name not in UNREAD}
-  found |= {f"task_{name}": number for name, number in meta["learned"].items()}
-  return meta, {name: checkpoint.load_numpy(folder / str(number), name) for name, number in found.items()}
+  held = [(step, name) for name in meta["items"] if name != "live"]  # the optimizer of a task that was being learned
+  for name, number in meta["learned"].items():
+    held += [(number, item) for item in checkpoint.read_meta(folder / str(number))["items"] if item == f"task_{name}"]
+  return meta, {name: checkpoint.load_numpy(folder / str(number), name) for number, name in held}
 
 
 def load(folder: Path, step: int | None = None) -> Predictor:
@@ -79,7 +73,7 @@ def load(folder: Path, step: int | None = None) -> Predictor:
 
 def _open_step(folder: pathlib.Path, step: int | None) -> tuple[Tree, Tree]:
   """The wanted step, or the newest good one; raises UserError."""
-  there = steps_of(folder)
+  there = checkpoint.steps_of(folder)
   if not there:
     raise UserError(f"no checkpoint in {folder}: train first with python -m phpjax.main --workdir={folder.parent}")
   if step is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -19,13 +20,16 @@ Tree = dict[str, Any]
 def save(run: Run, *, learned: str | None = None) -> None:
   """Writes a checkpoint of this moment, in the background.
 
-  `learned` names a task that has just ended: it is written here for the last time, and this checkpoint stays for good. Random
+  `learned` names a task that has just ended: it is written here for the last time, and later checkpoints need this one. Random
   keys are functions of the seed and the step, so both are all there is to keep of them.
   """
   run.absorb()
   run.position.saves += 1
+  now = run.position.saves
   if learned:
-    run.learned[learned] = run.position.saves
+    run.learned[learned] = now
+  if run.best is not None:
+    run.best.saved = run.best.saved or now  # nothing was learned since it was chosen: see `train.learn`
   seconds = run.position.seconds + time.monotonic() - run.started
   meta = {
     "position": {**dataclasses.asdict(run.position), "seconds": seconds},
@@ -35,21 +39,20 @@ def save(run: Run, *, learned: str | None = None) -> None:
     "tasks": list(run.params["tasks"]),
     "learned": run.learned,
     "live": run.live is not None,
-    "best": None if run.best is None else {"score": run.best.score, "epoch": run.best.epoch},
+    "best": None if run.best is None else {"score": run.best.score, "epoch": run.best.epoch, "saved": run.best.saved},
+    "needs": sorted({*run.learned.values(), *([run.best.saved] if run.best else [])} - {now}),
     "config": workdir.plain(run.config),
     "seed": run.config.seed,
     "weights": run.experiment.weights,
   }
-  written = [name for name, step in run.learned.items() if step != run.position.saves]
-  run.checkpoints.save(run.position.saves, items(run, leave_out=written), meta, for_good=learned is not None)
+  run.checkpoints.save(now, items(run, leave_out=[name for name, step in run.learned.items() if step != now]), meta)
 
 
-def items(run: Run, leave_out: list[str]) -> Tree:
+def items(run: Run, leave_out: Iterable[str]) -> Tree:
   """{item: pytree} of a checkpoint, for reading one also the shapes of what it holds; without the tasks of `leave_out`."""
   tasks = {f"task_{name}": task_item(run, name) for name in run.params["tasks"] if name not in leave_out}
   live = {} if run.live is None else {"opt_state": run.live.opt_state}
-  best = {} if run.best is None else {"trainable": run.best.trainable, "state": run.best.state}
-  return {"shared": run.params["shared"], "state": run.state["shared"], **tasks, "live": live, "best": best}
+  return {"shared": run.params["shared"], "state": run.state["shared"], **tasks, "live": live}
 
 
 def task_item(run: Run, name: str) -> Tree:
@@ -75,7 +78,6 @@ def restore(run: Run) -> bool:
     _fill_finished(run)
     _fill(run, meta, step)
     run.position.saves = run.checkpoints.steps()[0]  # orbax never overwrites a step, not even a damaged one
-    run.checkpoints.keep_for_good(run.learned.values())
     return True
 
   return bool(run.checkpoints.newest_good(open_step))
@@ -104,26 +106,30 @@ def _fill_finished(run: Run) -> None:
 
 
 def _fill(run: Run, meta: Tree, step: int) -> None:
-  """Everything else, from the step itself."""
+  """Everything else, from the step itself and from the one that holds the best epoch so far."""
   name = run.names[run.position.task] if meta["live"] else None
   if name:
     begin(run, name)
   if meta["best"]:
-    like = jax.device_get({"trainable": run.live.trainable, "state": run.live.state})
-    run.best = Best(**meta["best"], **like)
-  found = run.checkpoints.restore(step, items(run, leave_out=list(run.learned)))
-  run.params = {**run.params, "shared": found.get("shared", {})}
-  run.state = {**run.state, "shared": found.get("state", run.state["shared"])}
-  if run.best:
-    run.best = Best(**meta["best"], **{**like, **found.get("best", {})})
+    _put_items(run, run.checkpoints.restore(meta["best"]["saved"], items(run, leave_out=run.learned)), name)
+    run.best = Best(**meta["best"], trainable=jax.device_get(run.parts(name)[0]), state=jax.device_get(run.state_of(name)))
+  found = run.checkpoints.restore(step, items(run, leave_out=run.learned))
+  _put_items(run, found, name)
   if name:
-    _put_task(run, name, found)
     opt_state = found["live"]["opt_state"] if "live" in found else run.live.opt_state
     run.live = Live(run.parts(name)[0], opt_state, run.state_of(name))
 
 
+def _put_items(run: Run, found: Tree, name: str | None) -> None:
+  """What was restored of a step, into the whole trees; `name`: the task that was being learned."""
+  run.params = {**run.params, "shared": found.get("shared", {})}
+  run.state = {**run.state, "shared": found.get("state", run.state["shared"])}
+  if name:
+    _put_task(run, name, found)
+
+
 def _put_task(run: Run, name: str, found: Tree) -> None:
-  """What was restored of a task, into the whole trees."""
+  """The same of one task."""
   stored = found.get(f"task_{name}", {})
   params = {**run.params["tasks"][name], **{k: v for k, v in stored.items() if k != "state"}}
   run.params = {**run.params, "tasks": {**run.params["tasks"], name: params}}
@@ -132,5 +138,5 @@ def _put_task(run: Run, name: str, found: Tree) -> None:
 
 def put_best(run: Run) -> None:
   """Puts the best epoch of the current task in the place of the last one."""
-  best = sharding.put_replicated({"trainable": run.best.trainable, "state": run.best.state}, run.mesh)
-  run.live = Live(best["trainable"], run.live.opt_state, best["state"])
+  trainable, state = sharding.put_replicated((run.best.trainable, run.best.state), run.mesh)
+  run.live = Live(trainable, run.live.opt_state, state)

@@ -42,12 +42,14 @@ class Best:
     epoch: its number, from 0.
     trainable: as in `Live`, on the host.
     state: as in `Live`, on the host.
+    saved: the checkpoint that holds the two, 0 until it is written.
   """
 
   score: float
   epoch: int
   trainable: Tree
   state: Tree
+  saved: int = 0
 
 
 @dataclasses.dataclass

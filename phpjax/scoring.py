@@ -25,9 +25,12 @@ def score(run: Run, name: str, split: str, *, title: str = "") -> dict[str, floa
   benchmark, total, scored = BENCHMARKS[name], run.num_batches(name, split), 0
 
   def on_batch(done: int) -> None:
-    run.progress.evaluation(f"{name} {split}", done, total)
+    if done:
+      run.progress.evaluation(f"{name} {split}", done, total)
     if run.stop and done < total:
       raise Stopped
+
+  on_batch(0)
 
   def summarise(parts: Sequence[Tree]) -> dict[str, float]:
     nonlocal scored

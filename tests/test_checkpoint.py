@@ -41,7 +41,7 @@ def items(seed):
 
 
 def meta(step: int, **fields: object) -> dict:
-  return {"position": {"step": 10 * step}, "learned": {}, **fields}
+  return {"position": {"step": 10 * step}, "needs": [], **fields}
 
 
 @pytest.fixture
@@ -117,18 +117,15 @@ def test_what_is_saved_is_of_the_moment_of_saving(tmp_path):
 # -- which steps stay --------------------------------------------------------------------------------------------
 
 
-def test_old_steps_go_but_those_for_good(saved):
-  saved.save(3, items(3), meta(3), for_good=True)
-  for step in (4, 5, 6):
-    saved.save(step, items(step), meta(step, learned={"ave": 3}))
-  saved.wait()
-  assert saved.steps() == [6, 5, 3]
+def test_the_newest_steps_stay_and_all_that_they_need(saved):
+  for step, needs in {3: [], 4: [3], 5: [3, 4], 6: [3], 7: [3]}.items():
+    saved.save(step, items(step), meta(step, needs=needs))
+    saved.wait()
+    assert saved.steps() == {3: [3, 2], 4: [4, 3], 5: [5, 4, 3], 6: [6, 5, 4, 3], 7: [7, 6, 3]}[step]
   again = checkpoint.Checkpoints(saved.folder.parent)
-  again.keep_for_good(again.open_meta(6)["learned"].values())
-  for step in (7, 8):
-    again.save(step, items(step), meta(step, learned={"ave": 3}))
+  again.save(8, items(8), meta(8))
   again.wait()
-  assert again.steps() == [8, 7, 3], "a continued run keeps it too"
+  assert again.steps() == [8, 7, 3], "a continued run knows what the steps before it need"
   again.close()
 
 
@@ -212,10 +209,10 @@ def test_every_file_of_a_step_is_watched(saved, part):
   assert saved.open_meta(2)["position"] == {"step": 20}
 
 
-def test_a_step_is_only_as_good_as_those_that_hold_its_finished_tasks(saved, capsys):
-  saved.save(3, items(3), meta(3), for_good=True)
-  saved.save(4, items(4), meta(4, learned={"ave": 3}))
-  saved.save(5, items(5), meta(5, learned={"ave": 3}))
+def test_a_step_is_only_as_good_as_those_that_it_needs(saved, capsys):
+  saved.save(3, items(3), meta(3))
+  saved.save(4, items(4), meta(4, needs=[3]))
+  saved.save(5, items(5), meta(5, needs=[3]))
   saved.wait()
   flip(data_file(saved.folder / "3" / "task_ave"), 0.5)
   with pytest.raises(UserError, match="no checkpoint"):

@@ -1,0 +1,136 @@
+"""A run that is cut at any point and started again ends with the very numbers of one that was not.
+
+In one process, with the jitted steps of the first run: what is tested is what a run keeps and finds again. Real processes and
+signals: test_end_to_end.py and test_soak.py.
+"""
+
+import contextlib
+import functools
+import json
+import pathlib
+
+import pytest
+import small
+from command import tiny_toybox  # noqa: F401  fixture
+from ml_collections import ConfigDict
+
+from configs import base
+from phpjax import checkpoint, experiment, predict, run, train
+from phpjax.methods import METHODS
+from phpjax.steps import Steps
+
+NOT_COMPARED = ("seconds", "peak_memory_bytes", "versions")
+# Cut when the given event happens for the n-th time. Of a run: 2 tasks, 2 epochs of 2 steps and a validation each; evaluation
+# batches are of two rows, those of `val` one, of `test` and `unseen` two each.
+CUTS = {
+  "within an epoch": ("step", 1),
+  "after the last step of an epoch": ("step", 2),
+  "in the evaluation of the first task": ("ave test", 1),
+  "between two evaluations": ("ave test", 2),
+  "within the second task": ("step", 5),
+  "before a validation": ("avs val", 1),
+  "in the last evaluation": ("avs unseen", 1),
+  "after the last task": ("finish", 1),
+}
+
+
+class Cut(Exception):
+  """The run is cut where it saves nothing any more."""
+
+
+def config_of(method: str, toybox: pathlib.Path) -> ConfigDict:
+  """Two tasks of two short epochs."""
+  c = base.php("tiny", method) if method in ("php", "finetune") else base.experiment("tiny")
+  c.method.name, c.tasks, c.num_epochs, c.data.root = method, ("ave", "avs"), 2, str(toybox)
+  c.eval_batch_size, c.save_every_steps = 2, 3
+  if "deep" in c.method:
+    c.method.shallow, c.method.mid = (), ()
+  return c
+
+
+@pytest.fixture(scope="module")
+def made():
+  """(what builds an experiment, what makes its steps), each once for each method: all runs of a method have one config."""
+  built, steps, build = {}, {}, experiment.build
+
+  def build_once(config: ConfigDict, *args: object) -> experiment.Experiment:
+    if (key := config.to_json()) not in built:
+      built[key] = build(config, *args)
+    return built[key]
+
+  def steps_once(modules: dict, method: object, *args: object, **options: object) -> Steps:
+    return steps.setdefault(repr(method), Steps(modules, method, *args, **options))
+
+  return build_once, steps_once
+
+
+@contextlib.contextmanager
+def watched(monkeypatch: pytest.MonkeyPatch, made: tuple, event: str, count: int):
+  """Runs are asked to stop, as by a signal, when an event happens for the `count`-th time."""
+  seen = 0
+
+  def happened(opened: run.Run, name: str) -> None:
+    nonlocal seen
+    seen += name == event
+    opened.stop |= name == event and seen == count
+
+  @contextlib.contextmanager
+  def opening(*args: object):
+    with run.open_run(*args) as opened:
+      step, evaluation = opened.progress.step, opened.progress.evaluation
+      opened.progress.step = lambda *a, **k: (step(*a, **k), happened(opened, "step"))
+      opened.progress.evaluation = lambda name, *a: (evaluation(name, *a), happened(opened, name))
+      yield opened
+
+  def finish(opened: run.Run) -> dict:
+    if event == "finish":
+      raise Cut
+    return finish.before(opened)
+
+  finish.before = train.results.finish
+  with monkeypatch.context() as patched:
+    patched.setattr(run.experiment, "build", made[0])
+    patched.setattr(run, "Steps", made[1])
+    patched.setattr(train, "open_run", opening)
+    patched.setattr(train.results, "finish", finish)
+    patched.setattr(train.results, "draw", lambda *args: None)
+    yield
+
+
+def learned(folder: pathlib.Path) -> dict[str, bytes]:
+  """{array: its bytes} of all that a finished run has learned, read as `phpjax.load` does."""
+  folder = folder / checkpoint.FOLDER
+  _, items = predict.open_step(folder, checkpoint.steps_of(folder)[0])
+  return {f"{name}/{path}": x.tobytes() for name, tree in items.items() for path, x in small.flat(tree).items()}
+
+
+def comparable(folder: pathlib.Path) -> dict:
+  """results.json without what differs between any two runs."""
+  return {k: v for k, v in json.loads((folder / "results.json").read_text()).items() if k not in NOT_COMPARED}
+
+
+@pytest.fixture(scope="module")
+def whole(made, toybox, tmp_path_factory):
+  """method -> the workdir of a run that nothing cut, made once."""
+
+  @functools.cache
+  def make(method: str) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp(method) / "run"
+    with pytest.MonkeyPatch.context() as patch, watched(patch, made, "never", 0):
+      train.train_and_evaluate(config_of(method, toybox), folder)
+    return folder
+
+  return make
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_was_cut_ends_where_one_that_was_not_does(method, cut, whole, made, toybox, tmp_path, monkeypatch):
+  config, folder, reference = config_of(method, toybox), tmp_path / "run", whole(method)
+  with watched(monkeypatch, made, *CUTS[cut]), pytest.raises((run.Stopped, Cut)):
+    train.train_and_evaluate(config, folder)
+  assert not (folder / "results.json").exists()
+  with watched(monkeypatch, made, "never", 0):
+    train.train_and_evaluate(config, folder)
+  assert comparable(folder) == comparable(reference)
+  assert learned(folder) == learned(reference)
