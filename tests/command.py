@@ -23,9 +23,9 @@ SMALL = (
 )
 
 # Runs in the server. `stop_at` sends SIGTERM to the child itself once that step is logged, so that the moment does not
-# depend on the machine; `traces` names a file for what was traced and compiled.
+# depend on the machine; `traces` names a file for what was traced and compiled; after `kill_after_s` the child gets SIGKILL.
 SERVER = """
-import json, os, signal, sys, traceback
+import json, os, signal, sys, time, traceback
 from phpjax import logs, main, run
 from phpjax.steps import Steps
 
@@ -58,12 +58,22 @@ def child(job):
   sys.stdout.flush(), sys.stderr.flush()
   os._exit(code)
 
+def ended(pid, seconds):
+  until = time.monotonic() + seconds
+  while time.monotonic() < until:
+    if (found := os.waitpid(pid, os.WNOHANG))[0]:
+      return found[1]
+    time.sleep(0.002)
+  os.kill(pid, signal.SIGKILL)
+  return os.waitpid(pid, 0)[1]
+
 for line in sys.stdin:
+  job = json.loads(line)
   pid = os.fork()
   if pid == 0:
-    child(json.loads(line))
-  answer = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-  os.write(3, f"{answer}\\n".encode())
+    child(job)
+  status = ended(pid, job["kill_after_s"]) if "kill_after_s" in job else os.waitpid(pid, 0)[1]
+  os.write(3, f"{os.waitstatus_to_exitcode(status)}\\n".encode())
 """
 
 

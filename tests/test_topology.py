@@ -1,0 +1,85 @@
+"""A checkpoint goes from one number of devices to another: the same bits at restore, the same training after it."""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from command import ROOT, tiny_toybox  # noqa: F401  fixture
+
+pytestmark = pytest.mark.slow
+MOVES = ((8, 1), (1, 8), (8, 2))
+STEPS = 200
+
+
+def process(devices: int, **job: object) -> dict[str, np.ndarray]:
+  """What tests/topology.py finds with this many devices."""
+  flags = [flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag]
+  count = f"--xla_force_host_platform_device_count={devices}"
+  environment = {**os.environ, "XLA_FLAGS": " ".join([*flags, count]), "PYTHONPATH": str(ROOT)}
+  command = [sys.executable, str(ROOT / "tests" / "topology.py"), json.dumps(job)]
+  done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+  assert done.returncode == 0, done.stderr[-3000:]
+  found = dict(np.load(job["out"]))
+  assert found.pop("devices") == devices
+  return found
+
+
+def group(found: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
+  """The arrays below a name."""
+  return {key: value for key, value in found.items() if key.startswith(f"{name}/")}
+
+
+def distance(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> float:
+  """Length of the difference of all arrays together over the length of `one`."""
+  assert one.keys() == two.keys() and one
+  gap = sum(np.square(one[key].astype(np.float64) - two[key]).sum() for key in one)
+  return float(np.sqrt(gap / sum(np.square(value, dtype=np.float64).sum() for value in one.values())))
+
+
+@pytest.fixture(scope="module")
+def moved(toybox, tmp_path_factory):
+  """(devices before, devices after, double) -> what a run has that goes on as it was, and what one has that was moved."""
+  base, made = tmp_path_factory.mktemp("moved"), {}
+
+  def there(devices: int, double: bool) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
+    folder = base / f"{devices}{'x' * double}"
+    if folder not in made:
+      job = {"data": str(toybox), "folder": str(folder), "out": str(folder) + ".npz", "double": double, "steps": STEPS}
+      made[folder] = process(devices, **job)
+    return folder, made[folder]
+
+  def go(before: int, after: int, double: bool) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    folder, stayed = there(before, double)
+    copy = base / f"{folder.name}to{after}"
+    shutil.copytree(folder, copy)
+    job = {"data": str(toybox), "folder": str(copy), "out": str(copy) + ".npz", "double": double, "steps": STEPS}
+    return stayed, process(after, **job)
+
+  return go
+
+
+@pytest.mark.parametrize(("before", "after"), MOVES)
+def test_what_is_restored_has_the_same_bits_and_the_same_gradient(moved, before, after):
+  stayed, went = moved(before, after, False)
+  for name in ("params", "opt_state"):
+    one, two = group(stayed, name), group(went, name)
+    assert one.keys() == two.keys() and all(one[key].tobytes() == two[key].tobytes() for key in one)
+  gap = distance(group(stayed, "gradient"), group(went, "gradient"))
+  drift = distance(group(stayed, "trained"), group(went, "trained"))
+  print(f"{before} to {after} devices, float32: gradient {gap:.1e}, parameters after {STEPS} steps {drift:.1e}")
+  assert gap <= 1e-5
+
+
+@pytest.mark.parametrize(("before", "after"), MOVES)
+def test_in_double_precision_training_is_the_same(moved, before, after):
+  stayed, went = moved(before, after, True)
+  assert {x.dtype for x in group(stayed, "trained").values()} == {np.dtype("float64")}
+  assert distance(group(stayed, "params"), group(stayed, "trained")) > 1e-3, "there was something to learn"
+  drift = distance(group(stayed, "trained"), group(went, "trained"))
+  print(f"{before} to {after} devices, float64: parameters after {STEPS} steps {drift:.1e}")
+  assert drift <= 1e-6
