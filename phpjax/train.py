@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipelines import DataError
-from phpjax import drift, evaluate, optimizer, results, sharding, workdir
+from phpjax import distributed, drift, evaluate, optimizer, results, sharding, workdir
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
@@ -26,7 +26,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
   """Runs, or continues, the whole sequence; returns results.json's content. Raises UserError and Stopped."""
   with open_run(config, folder) as run, stop_on_signal(run):
     found = restore(run)
-    run.log = MetricsLog(run.folder, resume_step=run.position.step, primary=jax.process_index() == 0)
+    run.log = MetricsLog(run.folder, resume_step=run.position.step, primary=distributed.is_primary())
     if found:
       if run.position.task == len(run.names) and (folder / workdir.RESULTS).is_file():
         run.progress.note(
@@ -61,7 +61,8 @@ def evaluate_again(config: ConfigDict, folder: pathlib.Path) -> Tree:
     stopped_in = None if run.live is None else {"task": run.names[learned], "step": run.position.step}
     shown = {"tasks": run.names[:learned], "stopped_in": stopped_in, "model_selection": results.SELECTION}
     found = {**shown, **{key: run.history[key] for key in ("per_task", "trivial", "evaluated")}}
-    workdir.write_json(folder / "evaluation.json", found)
+    if distributed.is_primary():
+      workdir.write_json(folder / "evaluation.json", found)
     return run.history
 
 
@@ -78,8 +79,9 @@ def learn(run: Run, index: int) -> None:
     try:
       train_epoch(run, name, epoch, inputs, scale)
     except DataError:  # a clip that cannot be read: the steps before it are not lost
-      run.save()
-      run.checkpoints.wait()
+      if jax.process_count() == 1:  # the others have no such error and would not save with it
+        run.save()
+        run.checkpoints.wait()
       raise
     if not run.stop:
       run.position = dataclasses.replace(run.position, epoch=epoch + 1, batch=0)
@@ -118,7 +120,7 @@ def train_epoch(run: Run, name: str, epoch: int, inputs: tuple[Tree, Tree | None
   batches = run.batches(name, "train", batch_size=run.config.batch_size, shuffle=True, epoch=epoch, start=run.position.batch)
   ahead = sharding.put_ahead(batches, run.mesh, task.device_keys)
   run.reported = time.monotonic()
-  while not run.stop:
+  while not run.should_stop():
     try:
       found = next(ahead, None)
     except DataError:
@@ -153,7 +155,7 @@ def report(run: Run, name: str, epoch: int, scale: Tree, done: Dispatched) -> No
       )
     run.history["skipped"] += 1
   now = time.monotonic()
-  rate, run.reported = float(done.batch["mask"].sum()) / max(now - run.reported, 1e-9), now
+  rate, run.reported = float(done.batch["mask"].sum()) * jax.process_count() / max(now - run.reported, 1e-9), now
   run.progress.step(epoch, run.num_epochs(name), done.index, float(metrics["loss"]), rate)
   if done.step % config.log_every_steps == 0:
     factor = {"shared": scale["shared"], "prompts": scale["task"], "head": scale["task"]}
@@ -176,6 +178,7 @@ def score(run: Run, name: str, split: str, predict: Callable[[Tree], Tree]) -> t
 
   def summarise(parts: Sequence[Tree]) -> dict[str, float]:
     nonlocal scored
+    parts = distributed.gather(parts)
     scored = sum(len(next(iter(part.values()))) for part in parts)
     if not scored:
       hint = ": --config.data.on_bad_clip=error says why" if run.config.data.on_bad_clip == "skip" else ""

@@ -22,12 +22,14 @@ TOOLS = {
   for name in (
     "backend",
     "checkpoint",
+    "distributed",
     "drift",
     "errors",
     "figures",
     "logs",
     "partition",
     "progress",
+    "rendezvous",
     "sharding",
     "sources",
     "workdir",
@@ -56,6 +58,7 @@ BELOW_TRAIN = {*PARTS, *TOOLS, *ENGINE}
 MAY_IMPORT: dict[str, set[str]] = {
   **{name: {name} for name in PARTS},
   **{name: {name, "phpjax.errors"} for name in TOOLS},
+  "phpjax.distributed": {"phpjax.errors", "phpjax.rendezvous"},
   "phpjax.evaluate": set(),
   "phpjax.model": set(),
   "phpjax.optimizer": {"phpjax.partition"},
