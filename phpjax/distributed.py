@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import json
 import os
-import signal
 import socket
-import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,14 +21,12 @@ from jax._src import distributed as jax_distributed  # its key-value store, as o
 from jax.experimental import multihost_utils
 
 from phpjax import rendezvous
+from phpjax.agreement import Agreement
 from phpjax.errors import UserError
 
 Tree = dict[str, Any]
 EXIT_FAILED = 1
-FAILED = "phpjax/failed"  # key of the store: what the first process that failed says
-GRACE_S = 3.0  # for the others to hear of it, and for a process that fails by itself to say so itself
-_FOREVER_MS = 1 << 31
-_stop_points = itertools.count(1)
+_agreement: Agreement | None = None  # one for the process, as JAX's connection is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +93,10 @@ def start(place: Place, facts: Mapping[str, Any], timeout_s: float) -> None:
   facts = {"--num_processes": place.num_processes, **facts}
   me = rendezvous.Member(place.process, socket.gethostname(), facts)
   rendezvous.meet(place.address, me, place.num_processes, timeout_s)
+  jax.config.update("jax_enable_preemption_service", False)  # SIGTERM stays ours: see agreement.py
   jax.distributed.initialize(place.address, place.num_processes, place.process)
-  threading.Thread(target=_end_with_others, name="end with others", daemon=True).start()
+  global _agreement
+  _agreement = Agreement(jax_distributed.global_state.client, place.process, name())
 
 
 def check_equal(facts: Mapping[str, Any]) -> None:
@@ -141,25 +136,34 @@ def banner(mesh: Mapping[str, int], batches: Mapping[str, int], versions: Mappin
   )
 
 
-# -- stop ------------------------------------------------------------------------------------------------------
+# -- stop and end ----------------------------------------------------------------------------------------------
 
 
 def stop_agreed() -> bool:
-  """True once, at the same call on all processes, after any of them was asked to stop; all must call it equally often.
+  """True from the same call on for all processes, after one of them was asked to stop; all must call it equally often."""
+  return _agreement is not None and _agreement.should_stop()
 
-  JAX takes SIGTERM as that request, on any process, looks for it every second, and settles with the others on a call that none
-  of them has made yet. Until a request comes, a call compares two integers. From then on a second SIGTERM stops at once.
+
+def ask_to_stop(why: str) -> None:
+  """Asks all processes to stop; a signal handler may call it."""
+  _agreement.ask(why)
+
+
+def end_together(command: Callable[[], int], good: Sequence[int]) -> int:
+  """Runs a command -> its exit code; where that is not one of `good`, the other processes are told and end too.
+
+  They would wait for this one in the middle of a step, and this one for them at its end.
   """
-  if jax.process_count() == 1 or not multihost_utils.reached_preemption_sync_point(next(_stop_points)):
-    return False
-  if threading.current_thread() is threading.main_thread():
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-  return True
-
-
-def ask_all_to_stop() -> None:
-  """What a signal other than SIGTERM does in a run of several processes."""
-  os.kill(os.getpid(), signal.SIGTERM)
+  try:
+    code, said = command(), "has stopped, see its message"
+  except Exception as error:
+    if _agreement is None:
+      raise
+    traceback.print_exc()
+    code, said = EXIT_FAILED, f"has failed ({type(error).__name__})"
+  if _agreement is not None:
+    _agreement.close() if code in good else _agreement.fail(code, said)
+  return code
 
 
 # -- share -----------------------------------------------------------------------------------------------------
@@ -206,48 +210,3 @@ def _unpack(blob: bytes) -> dict[str, list[np.ndarray]]:
   with np.load(io.BytesIO(blob), allow_pickle=False) as arrays:
     keys = [key.removeprefix("rows/") for key in arrays if key.startswith("rows/")]
     return {key: np.split(arrays[f"rows/{key}"], np.cumsum(arrays[f"sizes/{key}"])[:-1]) for key in keys}
-
-
-# -- end -------------------------------------------------------------------------------------------------------
-
-
-def end_together(command: Callable[[], int], good: Sequence[int]) -> int:
-  """Runs a command -> its exit code; where that is not one of `good`, the other processes are told and end too.
-
-  They would wait for this one in the middle of a step, and this one for them at its end.
-  """
-  try:
-    code, said = command(), "stopped, see its message"
-  except Exception as error:
-    if not jax.distributed.is_initialized():
-      raise
-    traceback.print_exc()
-    code, said = EXIT_FAILED, f"failed ({type(error).__name__})"
-    if isinstance(error, jax.errors.JaxRuntimeError):
-      print(f"error: {name()}: if another process has ended, run the same command again on all of them", file=sys.stderr)
-  if code not in good and jax.distributed.is_initialized():
-    _leave(code, f"{name()} has {said}")
-  return code
-
-
-def _leave(code: int, said: str) -> None:
-  """Ends this process without waiting for the others, after telling them."""
-  try:
-    jax_distributed.global_state.client.key_value_set(FAILED, f"{code} {said}")
-  except jax.errors.JaxRuntimeError as error:  # another one has failed before, or the one that holds the store is gone
-    print(f"note: the other processes were not told ({str(error).splitlines()[0][:100]})", file=sys.stderr)
-  if is_primary():
-    time.sleep(GRACE_S)  # it holds the store
-  sys.stdout.flush(), sys.stderr.flush()
-  os._exit(code)
-
-
-def _end_with_others() -> None:
-  """A thread that waits for a process that fails, and ends this one with its code."""
-  try:
-    code, _, said = jax_distributed.global_state.client.blocking_key_value_get(FAILED, _FOREVER_MS).partition(" ")
-  except jax.errors.JaxRuntimeError:
-    return  # the run is over
-  time.sleep(GRACE_S / 2)  # if this one failed too, it says so itself
-  print(f"error: {name()} ends because {said}", file=sys.stderr, flush=True)
-  os._exit(int(code))

@@ -198,7 +198,6 @@ class Run:
     """Whether to save and stop now, the same on all processes; they must call it equally often, as between two steps."""
     if not self.stop and distributed.stop_agreed():
       self.stop = True
-      self.progress.note("a process was asked to stop: saving after this step; the same command continues")
     return self.stop
 
   def items(self) -> Tree:
@@ -356,20 +355,19 @@ def begin(run: Run, name: str) -> None:
 def stop_on_signal(run: Run) -> Iterator[None]:
   """SIGTERM or SIGINT asks the run to save after the current step; a second one stops at once.
 
-  With several processes SIGTERM is JAX's (`distributed.stop_agreed`), and SIGINT is passed on as one.
+  With several processes it asks them all, and `Run.should_stop` says which step is the last.
   """
-  alone = jax.process_count() == 1
 
   def ask(number: int, frame: Any) -> None:
     del frame
     signal.signal(number, signal.SIG_DFL)
-    if not alone:
-      return distributed.ask_all_to_stop()
+    if jax.process_count() > 1:
+      return distributed.ask_to_stop(signal.Signals(number).name)
     run.stop = True
     run.progress.note(f"{signal.Signals(number).name}: saving after this step; the same command continues")
 
   try:
-    old = {number: signal.signal(number, ask) for number in ((signal.SIGTERM,) if alone else ()) + (signal.SIGINT,)}
+    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
   except ValueError:  # not the main thread (a notebook's worker, a test): signals stay with their owner
     old = {}
   try:

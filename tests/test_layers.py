@@ -20,6 +20,7 @@ PARTS = {"configs", "data_pipelines", "phpjax.encoders", "phpjax.methods", "phpj
 TOOLS = {
   f"phpjax.{name}"
   for name in (
+    "agreement",
     "backend",
     "checkpoint",
     "distributed",
@@ -58,7 +59,7 @@ BELOW_TRAIN = {*PARTS, *TOOLS, *ENGINE}
 MAY_IMPORT: dict[str, set[str]] = {
   **{name: {name} for name in PARTS},
   **{name: {name, "phpjax.errors"} for name in TOOLS},
-  "phpjax.distributed": {"phpjax.errors", "phpjax.rendezvous"},
+  "phpjax.distributed": {"phpjax.agreement", "phpjax.errors", "phpjax.rendezvous"},
   "phpjax.evaluate": set(),
   "phpjax.model": set(),
   "phpjax.optimizer": {"phpjax.partition"},
