@@ -54,6 +54,7 @@ class Agreement:
 
   def fail(self, code: int, said: str) -> None:
     """Ends this process at once with an exit code, and the others with the same; does not return."""
+    self._finished.set()
     try:
       self._store.key_value_set(FAILED, f"{code} {self._name} {said}")
     except jax.errors.JaxRuntimeError as error:  # another one has failed before, or the one that holds the store is gone

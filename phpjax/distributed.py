@@ -10,6 +10,7 @@ import io
 import json
 import os
 import socket
+import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -160,6 +161,8 @@ def end_together(command: Callable[[], int], good: Sequence[int]) -> int:
     if _agreement is None:
       raise
     traceback.print_exc()
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      print(f"error: {name()}: if another process has ended, run the same command again on all of them", file=sys.stderr)
     code, said = EXIT_FAILED, f"has failed ({type(error).__name__})"
   if _agreement is not None:
     _agreement.close() if code in good else _agreement.fail(code, said)

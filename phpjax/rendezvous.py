@@ -108,14 +108,15 @@ def _wait(
     for gone in [process for process, (_, connection) in found.items() if _is_closed(connection)]:
       found.pop(gone)[1].close()  # it ended while it waited; it may come again
   there = [me, *(found[process][0] for process in sorted(found))]
+  if problems := [text for member in there if (text := difference(me, member))]:
+    return {"error": problems[0]}
   if missing := sorted(set(range(num_processes)) - {member.process for member in there}):
     names = ", ".join(f"process {process}" for process in missing)
     return {
       "error": f"{names} of {num_processes} did not come to {address} within {timeout_s:g} s; there are "
       f"{', '.join(map(str, there))}: see what the missing ones say, or set --startup_timeout_s"
     }
-  problems = [text for member in there if (text := difference(me, member))]
-  return {"error": problems[0]} if problems else {"hosts": [member.host for member in there]}
+  return {"hosts": [member.host for member in there]}
 
 
 def difference(first: Member, other: Member) -> str:
@@ -175,7 +176,7 @@ def _read_line(connection: socket.socket) -> dict[str, Any] | None:
   try:
     with connection.makefile("rb") as file:
       value = json.loads(file.readline(LINE_BYTES))
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):  # the last one from a line of many brackets
     return None
   return value if isinstance(value, dict) else None
 
