@@ -65,6 +65,10 @@ class Agreement:
     sys.stderr.flush()
     os._exit(code)
 
+  def listen(self) -> None:
+    """Gives the thread the time to hear why another process has ended, and to end this one; returns if none has said."""
+    time.sleep(2 * LOOK_EVERY_S + GRACE_S / 2)
+
   def close(self) -> None:
     """Ends the thread: one that is left inside JAX while Python shuts down aborts the process."""
     self._finished.set()

@@ -160,8 +160,11 @@ def end_together(command: Callable[[], int], good: Sequence[int]) -> int:
   except Exception as error:
     if _agreement is None:
       raise
+    lost = isinstance(error, jax.errors.JaxRuntimeError)  # a collective fails when another process ends
+    if lost:
+      _agreement.listen()
     traceback.print_exc()
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if lost:
       print(f"error: {name()}: if another process has ended, run the same command again on all of them", file=sys.stderr)
     code, said = EXIT_FAILED, f"has failed ({type(error).__name__})"
   if _agreement is not None:

@@ -1,4 +1,4 @@
-"""A run in several processes: they find each other, give what one gives, stop together, end together. Real processes, real signals."""
+"""Several processes find each other, give what one gives, stop together, end together: real processes, real signals."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_flags_the_environment_and_a_cluster(monkeypatch):
   monkeypatch.setenv("SLURM_NTASKS", "1")
   assert find() is None
   monkeypatch.setenv("SLURM_PROCID", "x")
-  with pytest.raises(UserError, match="looks like a cluster.*ValueError.*--num_processes=1"):
+  with pytest.raises(UserError, match=r"looks like a cluster.*ValueError.*--num_processes=1"):
     find()
 
 
@@ -113,7 +113,8 @@ got["local"] = jax.device_get(sharding.local_rows(rows, mesh)).tolist()
 got["all"] = np.asarray(sharding.all_rows(rows, mesh)).tolist()
 tree = sharding.put_replicated({"w": np.arange(3.0), "n": 5}, mesh)
 again = sharding.put_replicated(tree, mesh)
-got["replicated"] = jax.device_get(again["w"]).tolist() + [int(again["n"]), str(again["w"].dtype), len(again["w"].global_shards)]
+w = again["w"]
+got["replicated"] = jax.device_get(w).tolist() + [int(again["n"]), str(w.dtype), len(w.global_shards)]
 distributed.check_equal({"data": 1})
 try:
   distributed.check_equal({"data": number})
@@ -127,7 +128,8 @@ while not distributed.stop_agreed():
   time.sleep(0.02 * (1 + 2 * number))  # one is three times as fast
 got["calls"], got["then"] = calls, distributed.stop_agreed()
 print(json.dumps(got), flush=True)
-sys.exit(distributed.end_together(lambda: int(sys.argv[3]) if number else time.sleep(60 * int(sys.argv[3] != "0")) or 0, good=(0,)))
+code = int(sys.argv[3])
+sys.exit(distributed.end_together(lambda: code if number else time.sleep(60 * bool(code)) or 0, good=(0,)))
 """
 
 
