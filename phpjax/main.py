@@ -1,7 +1,10 @@
 """Command line: `python -m phpjax.main --config=configs/php_avqa.py:toybox --workdir=DIR`.
 
-Exit codes: 0 done; 2 something the user can mend, named in one line; 42 stopped by a signal after saving (run the same
-command again).
+Exit codes: 0 done; 1 an error of the program, or of several processes another one was lost; 2 something the user can mend,
+named in one line; 42 stopped by a signal after saving (run the same command again).
+
+Several processes: the same command on every host, with --coordinator_address, --num_processes and --process_id where JAX
+cannot tell them from SLURM, Cloud TPU, GKE or Open MPI; --workdir lies on a file system that all of them share.
 """
 
 from __future__ import annotations
@@ -13,9 +16,9 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from phpjax import checks, cli, compat, experiment, results, run, train
+from phpjax import checks, cli, compat, distributed, experiment, results, run, sharding, train, workdir
 from phpjax.errors import UserError
 
 EXIT_STOPPED = 42
@@ -30,6 +33,10 @@ _MODE = flags.DEFINE_enum(
   "train: learn and evaluate; evaluate: evaluate a workdir again; dry_run: print "
   "config, data counts, parameters and memory, and stop.",
 )
+_ADDRESS = flags.DEFINE_string("coordinator_address", None, "Several processes: HOST:PORT of process 0, a free port there.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Several processes: how many; 1 runs alone, whatever is detected.")
+_PROCESS = flags.DEFINE_integer("process_id", None, "Several processes: the number of this one, from 0.")
+_STARTUP = flags.DEFINE_float("startup_timeout_s", 300.0, "Several processes: seconds to wait for the last one.", lower_bound=1)
 _LIST = flags.DEFINE_bool("list", False, "Print methods, tasks, encoders and datasets, and stop.")
 
 
@@ -44,21 +51,42 @@ def main(argv: list[str]) -> None:
     raise UserError("--config is missing: for example --config=configs/php_avqa.py:toybox")
   cli.use_compile_cache()
   config = compat.resolve(cli.open_config(_CONFIG))
+  connect(config)
   needs_workdir = _MODE.value != "dry_run"
   found = checks.problems(config) + (["--workdir is missing"] if needs_workdir and not _WORKDIR.value else [])
   if found:
     raise UserError("; ".join(found))
   if _MODE.value == "dry_run":
     with run.open_run(config, None) as opened:
-      print(results.dry_run(opened, run.begin))
+      table = results.dry_run(opened, run.begin)
+    if distributed.is_primary():
+      print(table)
     return
   folder = pathlib.Path(_WORKDIR.value).expanduser()
   {"train": train.train_and_evaluate, "evaluate": train.evaluate_again}[_MODE.value](config, folder)
 
 
+def connect(config: ConfigDict) -> None:
+  """Joins the other processes of the run, if there are any, and says where this one stands; raises UserError."""
+  place = distributed.find(_ADDRESS.value, _NUM_PROCESSES.value, _PROCESS.value, _STARTUP.value)
+  if place is None:
+    return
+  packages = {
+    "phpjax": sys.modules[__package__].__version__,
+    **{name: results.version(name) for name in ("jax", "jaxlib", "orbax-checkpoint")},
+  }
+  folder = str(pathlib.Path(_WORKDIR.value).expanduser().resolve()) if _WORKDIR.value else None
+  facts = {"--mode": _MODE.value, "--workdir": folder, **packages, **workdir.common(config)}
+  distributed.start(place, facts, _STARTUP.value)
+  batches = {field: config[field] for field in ("batch_size", "eval_batch_size") if field in config}
+  mesh = sharding.make_mesh(tuple(config.mesh)).shape if "mesh" in config else {}
+  print(distributed.banner(mesh, batches, packages), file=sys.stderr)
+
+
 def run_cli() -> int:
   """Entry point -> exit code."""
-  return cli.guarded(lambda: main(cli.parse_flags(sys.argv, __doc__)), {run.Stopped: EXIT_STOPPED})
+  command = lambda: main(cli.parse_flags(sys.argv, __doc__))
+  return distributed.end_together(lambda: cli.guarded(command, {run.Stopped: EXIT_STOPPED}), good=(0, EXIT_STOPPED))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines import DataError, loader
 from data_pipelines.views import Picked
-from phpjax import figures, partition, workdir
+from phpjax import distributed, figures, partition, workdir
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.metrics import continual, rows
 
@@ -29,6 +29,8 @@ def finish(run: Any) -> Tree:
   """Writes results.json and the figures of a run whose tasks are all learned."""
   final = assemble(run)
   draw(run, final)
+  if not distributed.is_primary():
+    return final
   path = run.folder / workdir.RESULTS
   workdir.write_json(path, final)  # last: it says that the run is finished
   if left_out := sum(len(clips) for splits in final["data"]["bad_clips"].values() for clips in splits.values()):
@@ -243,12 +245,12 @@ def draw(run: Any, final: Tree) -> None:
   What goes wrong with a figure is told in one line: a run of hours must not lose its results to a picture.
   """
   drawings: dict[str, Callable[[pathlib.Path], Any]] = {
-    "accuracy_matrix": lambda path: figures.accuracy_matrix(final, path),
-    "score_over_tasks": lambda path: figures.score_over_tasks(final, path),
+    "accuracy_matrix": lambda path: distributed.is_primary() and figures.accuracy_matrix(final, path),
+    "score_over_tasks": lambda path: distributed.is_primary() and figures.score_over_tasks(final, path),
     **{BENCHMARKS[name].figure: functools.partial(draw_examples, run, name) for name in run.names},
   }
   for name, make in drawings.items():
-    try:
+    try:  # every process: examples are predicted by all of them
       make(run.folder / "figures" / f"{name}.png")
     except Exception as error:
       run.progress.note(f"figure {name} is not drawn: {type(error).__name__}: {' '.join(str(error).split())}")
@@ -257,7 +259,9 @@ def draw(run: Any, final: Tree) -> None:
 def draw_examples(run: Any, name: str, path: pathlib.Path) -> None:
   """Examples of a task, truth beside prediction."""
   benchmark = BENCHMARKS[name]
-  benchmark.draw(examples(run, name, benchmark.figure_rows), run.experiment.infos[name], path)
+  shown = examples(run, name, benchmark.figure_rows)
+  if distributed.is_primary():
+    benchmark.draw(shown, run.experiment.infos[name], path)
 
 
 def examples(run: Any, name: str, count: int) -> list[Tree]:
@@ -265,8 +269,9 @@ def examples(run: Any, name: str, count: int) -> list[Tree]:
   source, predict = run.source(name, run.evaluation_splits[0]), run.predictor(name)
   spread = (source[int(i)] for i in np.unique(np.linspace(0, len(source) - 1, count).round()))
   chosen = [example for example in spread if example["mask"]]
-  batches = loader.batches(chosen, batch_size=run.config.eval_batch_size, seed=0, shuffle=False, num_threads=0)
-  outputs = rows.join([jax.device_get(predict(batch)) for batch in batches])
+  place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+  batches = loader.batches(chosen, batch_size=run.config.eval_batch_size, seed=0, shuffle=False, num_threads=0, **place)
+  outputs = rows.join(distributed.gather([jax.device_get(predict(batch)) for batch in batches]))
   return [{**row, "outputs": {k: v[i] for k, v in outputs.items()}} for i, row in enumerate(chosen)]
 
 

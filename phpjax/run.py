@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipelines import DataError, Dataset, loader
 from data_pipelines.base import ClipCache
-from phpjax import checkpoint, checks, compat, drift, experiment, optimizer, partition, sharding, workdir
+from phpjax import checkpoint, checks, compat, distributed, drift, experiment, optimizer, partition, sharding, workdir
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
@@ -181,19 +182,26 @@ class Run:
     return self.cached_constants[name]
 
   def predictor(self, name: str) -> Callable[[Tree], Tree]:
-    """batch -> the task's scores, with the task's stored prompts and the shared parameters of now."""
+    """batch -> the scores of this process's rows, with the task's stored prompts and the shared parameters of now."""
     task, (trainable, frozen) = self.experiment.tasks[name], self.parts(name)
     state = self.state_of(name)
     keys = tuple(k for k in task.device_keys if not k.startswith("label"))
     inputs = (self.past(name), self.constants(name))
-    return lambda batch: self.steps.predict(task, trainable, state, frozen, *inputs, sharding.put_batch(batch, self.mesh, keys))
+
+    def predict(batch: Tree) -> Tree:
+      rows = sharding.put_batch(batch, self.mesh, keys)
+      return sharding.local_rows(self.steps.predict(task, trainable, state, frozen, *inputs, rows), self.mesh)
+
+    return predict
 
   def features(self, name: str, prompted: bool) -> Iterator[tuple[Tree, Tree]]:
-    """({modality: Features}, batch) over a task's training clips in their order, evaluation mode."""
+    """({modality: Features}, batch) over a task's training clips in their order, evaluation mode; all rows on every process."""
     task, (trainable, frozen), past = self.experiment.tasks[name], self.parts(name), self.past(name)
     for batch in self.batches(name, "train", batch_size=self.config.eval_batch_size, shuffle=False):
       rows = sharding.put_batch(batch, self.mesh, tuple(k for k in (*self.experiment.encoders, "mask") if k in batch))
-      yield self.steps.encode(task, prompted, trainable, self.state_of(name), frozen, past, rows), batch
+      found = self.steps.encode(task, prompted, trainable, self.state_of(name), frozen, past, rows)
+      [whole] = distributed.gather([{**batch, "id": np.array(batch["id"])}])
+      yield sharding.all_rows(found, self.mesh), {**whole, "id": whole["id"].tolist()}
 
   def state_of(self, name: str) -> Tree:
     """What a task reads of the state."""
@@ -212,6 +220,12 @@ class Run:
       self.experiment.tasks[name], self.live, *self.train_inputs(name), rows, jax.random.key(0), scale
     )
 
+  def should_stop(self) -> bool:
+    """Whether to save and stop now, the same on all processes; they must call it equally often, as between two steps."""
+    if not self.stop and distributed.stop_agreed():
+      self.stop = True
+    return self.stop
+
   def absorb(self) -> None:
     """Puts what the current task has learned so far into the whole trees (its arrays are donated at every step)."""
     if self.live is None:
@@ -227,17 +241,18 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
   config = compat.resolve(config)  # in Python; the command line has done it
   mesh, started = sharding.make_mesh(tuple(config.mesh)), time.monotonic()
   if folder is not None and (folder / workdir.CONFIG).is_file():
-    workdir.claim(folder, config)  # before anything slow
-  with Progress(primary=jax.process_index() == 0) as progress:
+    workdir.claim(folder, config, primary=distributed.is_primary())  # before anything slow
+  with Progress(primary=distributed.is_primary()) as progress:
     datasets = experiment.open_datasets(config, lambda done, total: progress.evaluation("composing the toybox", done, total))
     if found := checks.unusable(datasets, config):
       raise UserError("; ".join(found))
     infos = {name: BENCHMARKS[name].describe(name, data) for name, data in datasets.items()}
     built = experiment.build(config, infos, sharding.replicated(mesh))
     identity = experiment.data_identity(config, datasets, infos)
+    distributed.check_equal({"encoder weights": built.weights, "data": identity})
     checkpoints = None
     if folder is not None:
-      workdir.claim(folder, config)
+      workdir.claim(folder, config, primary=distributed.is_primary())
       checkpoints = checkpoint.Checkpoints(folder)
     mute = MetricsLog("", resume_step=0, primary=False)  # training opens the real one: it knows which steps count
     params, state = built.init()
@@ -298,11 +313,16 @@ def begin(run: Run, name: str) -> None:
 
 @contextlib.contextmanager
 def stop_on_signal(run: Run) -> Iterator[None]:
-  """SIGTERM or SIGINT asks the run to save after the current step; a second one stops at once."""
+  """SIGTERM or SIGINT asks the run to save after the current step; a second one stops at once.
+
+  With several processes it asks them all, and `Run.should_stop` says which step is the last.
+  """
 
   def ask(number: int, frame: Any) -> None:
     del frame
     signal.signal(number, signal.SIG_DFL)
+    if jax.process_count() > 1:
+      return distributed.ask_to_stop(signal.Signals(number).name)
     run.stop = True
     run.progress.note(f"{signal.Signals(number).name}: saving after this step; the same command continues")
 

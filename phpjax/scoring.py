@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from data_pipelines import DataError
-from phpjax import drift, evaluate, results
+from phpjax import distributed, drift, evaluate, results
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.run import Best, Run, Stopped, return_freed_memory
 
@@ -27,13 +27,14 @@ def score(run: Run, name: str, split: str, *, title: str = "") -> dict[str, floa
   def on_batch(done: int) -> None:
     if done:
       run.progress.evaluation(f"{name} {split}", done, total)
-    if run.stop and done < total:
+    if done < total and run.should_stop():
       raise Stopped
 
   on_batch(0)
 
   def summarise(parts: Sequence[Tree]) -> dict[str, float]:
     nonlocal scored
+    parts = distributed.gather(parts)
     scored = sum(len(next(iter(part.values()))) for part in parts)
     if not scored:
       hint = ": --config.data.on_bad_clip=error says why" if run.config.data.on_bad_clip == "skip" else ""

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from phpjax.errors import UserError
@@ -29,7 +30,14 @@ def make_mesh(shape: tuple[int, int]) -> Mesh:
     raise UserError(
       f"mesh={tuple(shape)} does not fit {devices} devices: set --config.mesh='(-1, 1)' or sizes whose product is {devices}"
     )
-  return jax.make_mesh(resolved, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  types = (AxisType.Auto,) * len(AXES)
+  mesh = jax.make_mesh(resolved, AXES, axis_types=types)
+  owners = [device.process_index for device in mesh.devices.flat]
+  if owners == sorted(owners):
+    return mesh
+  # An order for fast neighbours mixes the processes; a process's rows must lie side by side to be those of the loader.
+  ordered = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  return Mesh(np.array(ordered).reshape(resolved), AXES, axis_types=types)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -85,4 +93,26 @@ def put_ahead(
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
   """A pytree onto every device of the mesh (on several processes: every process passes the same values)."""
-  return jax.device_put(tree, replicated(mesh))
+  where = replicated(mesh)
+  if where.is_fully_addressable:
+    return jax.device_put(tree, where)
+
+  def put(leaf: Any) -> jax.Array:
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+      return jax.device_put(leaf, where)
+    host = np.asarray(leaf)  # device_put would compare the values of all processes first, a collective for each leaf
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+  return jax.tree.map(put, tree)
+
+
+def local_rows(tree: Any, mesh: Mesh) -> Any:
+  """Arrays split over the batch -> this process's rows of them, still on its devices."""
+  if over_batch(mesh).is_fully_addressable:
+    return tree
+  return multihost_utils.global_array_to_host_local_array(tree, mesh, PartitionSpec(AXES))
+
+
+def all_rows(tree: Any, mesh: Mesh) -> Any:
+  """Arrays split over the batch -> all rows on every process: on the host where there are several."""
+  return tree if over_batch(mesh).is_fully_addressable else multihost_utils.process_allgather(tree, tiled=True)

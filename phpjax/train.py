@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipelines import DataError
-from phpjax import optimizer, results, resume, sharding, workdir
+from phpjax import distributed, optimizer, results, resume, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
 from phpjax.run import Run, Stopped, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
@@ -27,7 +27,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
   """Runs, or continues, the whole sequence; returns results.json's content. Raises UserError and Stopped."""
   with open_run(config, folder) as run, stop_on_signal(run):
     found = resume.restore(run)
-    run.log = MetricsLog(run.folder, resume_step=run.position.step, primary=jax.process_index() == 0)
+    run.log = MetricsLog(run.folder, resume_step=run.position.step, primary=distributed.is_primary())
     if found and run.position.task == len(run.names) and (folder / workdir.RESULTS).is_file():
       run.progress.note(
         f"--workdir={folder} is finished: see {folder / workdir.RESULTS}, or evaluate it again (--mode=evaluate)"
@@ -70,7 +70,8 @@ def evaluate_again(config: ConfigDict, folder: pathlib.Path) -> Tree:
     stopped_in = None if run.live is None else {"task": run.names[learned], "step": run.position.step}
     shown = {"tasks": run.names[:learned], "stopped_in": stopped_in, "model_selection": results.selection(run)}
     found = {**shown, **{key: run.history[key] for key in ("per_task", "trivial", "evaluated")}}
-    workdir.write_json(folder / "evaluation.json", found)
+    if distributed.is_primary():
+      workdir.write_json(folder / "evaluation.json", found)
     return run.history
 
 
@@ -79,7 +80,9 @@ def saved_if_stopped(run: Run) -> Iterator[None]:
   """What was done before a signal, or before a clip that cannot be read, is not lost."""
   try:
     yield
-  except (DataError, Stopped):
+  except (DataError, Stopped) as error:
+    if isinstance(error, DataError) and jax.process_count() > 1:
+      raise  # the other processes have no such error and would not save with this one
     resume.save(run)
     run.checkpoints.wait()
     raise
@@ -141,7 +144,7 @@ def train_epoch(run: Run, name: str, epoch: int, inputs: tuple[Tree, Tree | None
   batches = run.batches(name, "train", batch_size=run.config.batch_size, shuffle=True, epoch=epoch, start=run.position.batch)
   ahead = sharding.put_ahead(batches, run.mesh, task.device_keys)
   run.reported = time.monotonic()
-  while not run.stop:
+  while not run.should_stop():
     try:
       found = next(ahead, None)
     except DataError:
@@ -182,7 +185,7 @@ def report(run: Run, name: str, epoch: int, scale: Tree, done: Dispatched) -> No
       )
     run.history["skipped"] += 1
   now = time.monotonic()
-  rate, run.reported = float(done.batch["mask"].sum()) / max(now - run.reported, 1e-9), now
+  rate, run.reported = float(done.batch["mask"].sum()) * jax.process_count() / max(now - run.reported, 1e-9), now
   run.progress.step(epoch, run.num_epochs(name), done.index, float(metrics["loss"]), rate)
   if done.step % config.log_every_steps == 0:
     factor = {"shared": scale["shared"], "prompts": scale["task"], "head": scale["task"]}

@@ -27,6 +27,9 @@ ELSEWHERE = (
   "data.on_bad_clip",
   *(f"encoders.{modality}.weights" for modality in ("visual", "audio", "text", "audio_text")),
 )
+# Of those, what may differ between the hosts of one run.
+OF_A_HOST = ("data.root", "data.num_threads", "data.num_workers", "data.cache_gb")
+OF_A_HOST += tuple(field for field in ELSEWHERE if field.endswith(".weights"))
 
 
 def plain(config: ConfigDict) -> dict[str, Any]:
@@ -39,6 +42,11 @@ def decisive(config: dict[str, Any]) -> dict[str, Any]:
   return {k: v for k, v in flatten(config).items() if k not in ELSEWHERE}
 
 
+def common(config: ConfigDict) -> dict[str, Any]:
+  """{dotted field: value} that all processes of a run must share: all but where each host keeps its files and how it reads."""
+  return {field: value for field, value in flatten(plain(config)).items() if field not in OF_A_HOST}
+
+
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   """{"a": {"b": 1}} -> {"a.b": 1}."""
   flat: dict[str, Any] = {}
@@ -47,8 +55,11 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
-def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
-  """Writes config.json, or checks that the one there is of the same run; raises UserError naming what differs."""
+def claim(workdir: pathlib.Path, config: ConfigDict, *, primary: bool = True) -> None:
+  """Writes config.json, or checks that the one there is of the same run; raises UserError naming what differs.
+
+  primary: False on all processes but the first: they only check.
+  """
   path, now = workdir / CONFIG, plain(config)
   there = read_json(path) if path.is_file() else now
   old, new = decisive(there), decisive(now)
@@ -59,6 +70,8 @@ def claim(workdir: pathlib.Path, config: ConfigDict) -> None:
       f"--workdir={workdir} belongs to another config: {shown}{' ...' if len(differing) > 4 else ''}; "
       "take another --workdir or the old settings"
     )
+  if not primary:
+    return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     if not path.is_file() or there != now:

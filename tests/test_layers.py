@@ -20,8 +20,10 @@ PARTS = {"configs", "data_pipelines", "phpjax.encoders", "phpjax.methods", "phpj
 TOOLS = {
   f"phpjax.{name}"
   for name in (
+    "agreement",
     "backend",
     "checkpoint",
+    "distributed",
     "drift",
     "errors",
     "figures",
@@ -29,6 +31,7 @@ TOOLS = {
     "manifest",
     "partition",
     "progress",
+    "rendezvous",
     "sharding",
     "sources",
     "workdir",
@@ -60,6 +63,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   **{name: {name} for name in PARTS},
   **{name: {name, "phpjax.errors"} for name in TOOLS},
   "phpjax.checkpoint": {"phpjax.errors", "phpjax.manifest"},
+  "phpjax.distributed": {"phpjax.agreement", "phpjax.errors", "phpjax.rendezvous"},
   "phpjax.evaluate": set(),
   "phpjax.model": set(),
   "phpjax.optimizer": {"phpjax.partition"},

@@ -68,7 +68,7 @@ def load(
     raise ValueError(f"{name} is an encoder for {module.modality}, not for {modality}")
   if weights == "random":
     params = cast(jax.jit(lambda: module.init(jax.random.key(seed), example_input(module))["params"])(), dtype)
-    params = params if sharding is None else jax.device_put(params, sharding)
+    params = params if sharding is None else jax.tree.map(lambda leaf: _place(np.asarray(leaf), sharding), params)
     tokenizer = Tokenizer(SHIPPED / "nano_text" / TOKENIZER) if modality == "text" else None
     return Pretrained(name, module, params, identity(name, weights, seed), {"source": "random"}, tokenizer)
   folder = folder_of(name, weights)
@@ -164,10 +164,15 @@ def read(path: pathlib.Path, module: Encoder, dtype: Any, sharding: Any = None) 
         if array.shape != target.shape:
           raise ValueError(f"{path}: {name} has shape {array.shape}, the encoder needs {target.shape}")
         array = np.asarray(array, jnp.float32 if name in precise else dtype)
-        flat[name] = jnp.asarray(array) if sharding is None else jax.device_put(array, sharding)
+        flat[name] = jnp.asarray(array) if sharding is None else _place(array, sharding)
   except safetensors.SafetensorError as error:
     raise ValueError(f"{path} is not a readable safetensors file ({error}): convert or download it again") from error
   return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _place(array: np.ndarray, sharding: Any) -> jax.Array:
+  """Onto all devices of a sharding, those of other processes too, which pass the same array."""
+  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def write(

@@ -211,7 +211,8 @@ class Method:
     Args:
       params, state: the whole trees, of all tasks so far.
       task: the task that has just been learned.
-      features: `features(prompted)` runs over its training clips once -> ({modality: Features}, batch), evaluation mode.
+      features: `features(prompted)` runs over its training clips once -> ({modality: Features}, batch), evaluation mode; the
+        same rows, all of them, on every process.
     """
     del task, features
     return params, state
