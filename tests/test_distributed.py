@@ -15,7 +15,7 @@ from command import SMALL, Done, cli_server, finished_run, tiny_toybox  # noqa: 
 from processes import Together, free_port, joined, main
 from test_end_to_end import comparable, logged, newest
 
-from phpjax import checkpoint, distributed
+from phpjax import checkpoint, distributed, predict
 from phpjax.errors import UserError
 
 CLUSTERS = ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST", "JAX_COORDINATOR_ADDRESS")
@@ -26,7 +26,6 @@ SLURM = {
   "SLURM_PROCID": "1",
   "SLURM_LOCALID": "0",
 }
-PARAMETERS = ("task_ave", "task_avs", "shared")
 
 
 # -- who is there ------------------------------------------------------------------------------------------------
@@ -176,8 +175,8 @@ def test_the_command_names_who_differs_and_who_is_missing(tmp_path):
 
 
 def parameters(folder: pathlib.Path) -> dict:
-  """Of the newest checkpoint: {item: tree}."""
-  return {item: checkpoint.load_numpy(newest(folder)[0], item) for item in PARAMETERS}
+  """Of the newest checkpoint and those that it needs: {item: tree}."""
+  return predict.open_step(folder / checkpoint.FOLDER, int(newest(folder)[0].name))[1]
 
 
 def good(done: list[Done], code: int = 0) -> None:
