@@ -1,7 +1,8 @@
 """Command line: `python -m phpjax.main --config=configs/php_avqa.py:toybox --workdir=DIR`.
 
 Exit codes: 0 done; 2 something the user can mend, named in one line; 42 stopped by a signal after saving (run the same
-command again).
+command again); 75 nothing was finished for config.watchdog_minutes: the stacks of all threads are in the workdir and on
+stderr (run the same command again; 1, after twice the time, where even the watchdog could not run).
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ ELSEWHERE = (
   "mesh",
   "log_every_steps",
   "on_nonfinite",
+  "watchdog_minutes",
   "data.root",
   "data.num_threads",
   "data.num_workers",

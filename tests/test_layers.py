@@ -25,11 +25,13 @@ TOOLS = {
     "drift",
     "errors",
     "figures",
+    "lease",
     "logs",
     "partition",
     "progress",
     "sharding",
     "sources",
+    "watchdog",
     "workdir",
   )
 }
@@ -43,6 +45,7 @@ ENGINE = {
     "evaluate",
     "experiment",
     "model",
+    "nonfinite",
     "optimizer",
     "predictions",
     "results",
@@ -58,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   **{name: {name, "phpjax.errors"} for name in TOOLS},
   "phpjax.evaluate": set(),
   "phpjax.model": set(),
+  "phpjax.nonfinite": {"phpjax.errors", "phpjax.workdir"},
   "phpjax.optimizer": {"phpjax.partition"},
   "phpjax.steps": {"phpjax.backend", "phpjax.model", "phpjax.optimizer", "phpjax.sharding"},  # the two jitted functions
   "phpjax.predictions": {"phpjax.figures", "phpjax.metrics"},

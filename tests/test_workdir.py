@@ -76,6 +76,7 @@ def test_fields_that_only_say_where_and_how_may_differ(tmp_path):
     "mesh": (2, 1),
     "log_every_steps": 7,
     "on_nonfinite": "skip",
+    "watchdog_minutes": 0.0,
     "data.root": "elsewhere",
     "data.num_threads": 9,
     "data.num_workers": 3,
