@@ -47,7 +47,8 @@ class Watchdog:
   """Waits for beats; see the module. Time for which the whole process was suspended does not count.
 
   A thread of Python cannot run while another one hangs in foreign code without giving up the interpreter. A timer of
-  faulthandler, which needs no interpreter, then writes the stacks to stderr after twice the time and exits with EXIT_STUCK.
+  faulthandler, which needs no interpreter, then writes the stacks to stderr after twice the time and exits with EXIT_STUCK. (To
+  that timer suspended time is time: a run that was suspended for longer ends there, as one that was killed.)
 
   Args:
     limit_s: seconds without a beat; 0 watches nothing.
