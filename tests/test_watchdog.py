@@ -17,7 +17,8 @@ HANG = """
 import time
 from phpjax import run
 def a_file_server_that_does_not_answer(self, name, split):
-  time.sleep(3600)
+  time.sleep(100)
+  raise SystemExit("nobody ended it")
 run.Run._source = a_file_server_that_does_not_answer
 """
 # `python -c WATCH FOLDER LIMIT_S CODE`: CODE runs under a watchdog `dog`.
@@ -61,7 +62,7 @@ def test_a_hang_ends_in_time(tmp_path, code):
 
 
 def test_a_hang_in_foreign_code_that_keeps_the_interpreter_ends_too(tmp_path):
-  process = watched(tmp_path, 1, "ctypes.PyDLL(None).sleep(3600)")
+  process = watched(tmp_path, 1, "ctypes.PyDLL(None).sleep(100)")
   _, err = process.communicate(timeout=60)
   assert process.returncode == watchdog.EXIT_STUCK and "<module>" in err, err
 
