@@ -96,6 +96,9 @@ def base() -> ConfigDict:
   c.epoch_factor = ConfigDict({"ave": 1, "avvp": 1, "avs": 1, "avqa": 1, "ms3": 1})  # a task's epochs: num_epochs times this
   c.task_id = "given"  # the task is known at test time
   c.on_nonfinite = "stop"  # or "skip": leave out a step whose loss or gradient is not finite, and count it
+  # A run in which no step, batch of an evaluation or clip is finished for so long writes the stacks of all its threads and
+  # exits with 75; 0: never. It has to be longer than the longest compile, save and clip. Minutes.
+  c.watchdog_minutes = 30.0
   c.mesh = (-1, 1)  # devices along (data, fsdp); -1: all that are left
   c.resume = True  # continue a workdir that holds checkpoints
   c.log_every_steps = 10

@@ -58,6 +58,7 @@ def _numbers(config: ConfigDict) -> Iterator[str]:
     *((f"epoch_factor.{name}", value, 1) for name, value in config.epoch_factor.items()),
     ("log_every_steps", config.log_every_steps, 1),
     ("save_every_steps", config.save_every_steps, 1),
+    ("watchdog_minutes", config.watchdog_minutes, 0),
     ("data.num_threads", config.data.num_threads, 0),
     ("data.num_workers", config.data.num_workers, 0),
     ("data.questions_per_clip", config.data.questions_per_clip, 1),

@@ -1,7 +1,9 @@
 """Command line: `python -m phpjax.main --config=configs/php_avqa.py:toybox --workdir=DIR`.
 
 Exit codes: 0 done; 1 an error of the program, or of several processes another one was lost; 2 something the user can mend,
-named in one line; 42 stopped by a signal after saving (run the same command again).
+named in one line; 42 stopped by a signal after saving (run the same command again); 75 nothing was finished for
+config.watchdog_minutes: the stacks of all threads are in the workdir and on stderr (run the same command again; 1, after twice
+the time, where even the watchdog could not run).
 
 Several processes: the same command on every host, with --coordinator_address, --num_processes and --process_id where JAX
 cannot tell them from SLURM, Cloud TPU, GKE or Open MPI; --workdir lies on a file system that all of them share.

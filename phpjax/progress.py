@@ -29,14 +29,23 @@ class Progress:
   Colours follow NO_COLOR. On a terminal, the bars vanish at the end and the lines stay.
   """
 
-  def __init__(self, *, stream: TextIO | None = None, primary: bool = True, clock: Callable[[], float] = time.monotonic):
+  def __init__(
+    self,
+    *,
+    stream: TextIO | None = None,
+    primary: bool = True,
+    clock: Callable[[], float] = time.monotonic,
+    on_progress: Callable[[], None] = lambda: None,
+  ):
     """Opens the display.
 
     Args:
       stream: where to write; None is stderr.
       primary: False on all processes but the first: then nothing is written.
       clock: seconds, for tests.
+      on_progress: called, as `beat`, whenever anything is told, in every process.
     """
+    self.beat = on_progress
     self._stream = sys.stderr if stream is None else stream
     self._primary, self._clock = primary, clock
     self._live = primary and self._stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -61,6 +70,7 @@ class Progress:
 
   def task(self, name: str, index: int, num_tasks: int, total_steps: int, done_steps: int = 0, cost: float = 1.0) -> None:
     """Begins a task: its place (from 0) among `num_tasks`, its steps, how many of them are done, and what one costs."""
+    self.beat()
     self._cost = cost
     self._task = f"[{index + 1}/{num_tasks} {name}]"
     self._task_total, self._task_done = total_steps, done_steps
@@ -81,6 +91,7 @@ class Progress:
       loss: of this step.
       examples_per_s: examples per second, over all devices.
     """
+    self.beat()
     self._measure(step)
     left = self._time_left(step)
     loss, examples_per_s = float(loss), float(examples_per_s)
@@ -98,6 +109,7 @@ class Progress:
 
   def evaluation(self, name: str, done: int, total: int) -> None:
     """Tells that `done` of `total` examples of the set `name` are evaluated."""
+    self.beat()
     if self._live:
       if "evaluation" not in self._ids:
         self._bar("evaluation", f"evaluate {name}", total, done)
@@ -138,6 +150,7 @@ class Progress:
 
   def note(self, text: str) -> None:
     """Prints one line."""
+    self.beat()
     if self._live:
       self._console.print(text, markup=False, soft_wrap=True)
     else:

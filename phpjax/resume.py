@@ -21,8 +21,11 @@ def save(run: Run, *, learned: str | None = None) -> None:
   """Writes a checkpoint of this moment, in the background.
 
   `learned` names a task that has just ended: it is written here for the last time, and later checkpoints need this one. Random
-  keys are functions of the seed and the step, so both are all there is to keep of them.
+  keys are functions of the seed and the step, so both are all there is to keep of them. Raises UserError when the workdir is
+  another run's by now, or the disk is full.
   """
+  if run.held is not None:
+    run.held.confirm()
   run.absorb()
   run.position.saves += 1
   now = run.position.saves

@@ -19,7 +19,20 @@ from ml_collections import ConfigDict
 
 from data_pipelines import DataError, Dataset, loader
 from data_pipelines.base import ClipCache
-from phpjax import checkpoint, checks, compat, distributed, drift, experiment, optimizer, partition, sharding, workdir
+from phpjax import (
+  checkpoint,
+  checks,
+  compat,
+  distributed,
+  drift,
+  experiment,
+  lease,
+  optimizer,
+  partition,
+  sharding,
+  watchdog,
+  workdir,
+)
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
@@ -95,6 +108,7 @@ class Run:
   started: float = dataclasses.field(default_factory=time.monotonic)
   reported: float = 0.0  # when the last step was reported, for the rate
   stop: bool = False
+  held: lease.Lease | None = None  # of process 0, on the workdir
   cached_constants: Tree = dataclasses.field(default_factory=dict)
   clips: ClipCache = dataclasses.field(default_factory=ClipCache)
   sources: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
@@ -135,7 +149,7 @@ class Run:
     self, name: str, split: str, *, batch_size: int, shuffle: bool, epoch: int = 0, start: int = 0, workers: bool = True
   ) -> Iterator[Tree]:
     """This process's batches of one epoch; shuffled ones are for training, and mirrored if the config says so."""
-    return loader.batches(
+    found = loader.batches(
       self.source(name, split),
       batch_size=batch_size,
       seed=self.config.seed,
@@ -148,6 +162,7 @@ class Run:
       num_workers=self.config.data.num_workers if workers else 0,
       augment=BENCHMARKS[name].augmentation() if shuffle and name in self.config.data.mirrored else None,
     )
+    return watchdog.beating(found, self.progress.beat)
 
   def num_epochs(self, name: str) -> int:
     """See `experiment.num_epochs`."""
@@ -237,12 +252,20 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
-  """Builds everything and closes it again; without a folder nothing is written (dry run)."""
+  """Builds everything and closes it again; without a folder nothing is written (dry run).
+
+  Raises UserError when another run holds the workdir (see phpjax/lease.py).
+  """
   config = compat.resolve(config)  # in Python; the command line has done it
   mesh, started = sharding.make_mesh(tuple(config.mesh)), time.monotonic()
-  if folder is not None and (folder / workdir.CONFIG).is_file():
-    workdir.claim(folder, config, primary=distributed.is_primary())  # before anything slow
-  with Progress(primary=distributed.is_primary()) as progress:
+  primary = distributed.is_primary()
+  with (
+    lease.held(folder if primary else None) as held,
+    watchdog.watching(config.watchdog_minutes, folder) as dog,
+    Progress(primary=primary, on_progress=dog.beat) as progress,
+  ):
+    if folder is not None and (folder / workdir.CONFIG).is_file():
+      workdir.claim(folder, config, primary=primary)  # before anything slow
     datasets = experiment.open_datasets(config, lambda done, total: progress.evaluation("composing the toybox", done, total))
     if found := checks.unusable(datasets, config):
       raise UserError("; ".join(found))
@@ -273,6 +296,7 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
       data_identity=identity,
       clips=clips,
       started=started,
+      held=held,
     )
     try:
       yield run

@@ -76,9 +76,22 @@ class Steps:
     return outputs, features, context, {**state, "task": {**state["task"], "head": head_state}}
 
   def _train(
-    self, task: Any, live: Live, frozen: Tree, past: Tree | None, constants: Tree, batch: Tree, rng: jax.Array, lr_scale: Tree
+    self,
+    task: Any,
+    live: Live,
+    frozen: Tree,
+    past: Tree | None,
+    constants: Tree,
+    batch: Tree,
+    rng: jax.Array,
+    lr_scale: Tree,
+    go: jax.Array | bool = True,
   ) -> tuple[Live, Tree]:
-    """One step -> (live, metrics). A step whose loss or gradient is not finite changes nothing and says so."""
+    """One step -> (live, metrics). A step whose loss or gradient is not finite changes nothing and says so.
+
+    Nor does one with `go` False: with the `finite` of the step before, whose numbers are not on the host yet, no step is
+    applied behind one that was refused.
+    """
     self.traces["train", task.kind] += 1
 
     def loss_fn(trainable: Tree) -> tuple[jax.Array, tuple[Tree, Tree]]:
@@ -99,7 +112,7 @@ class Steps:
       return Live(optax.apply_updates(live.trainable, updates), opt_state, state)
 
     norm = jnp.linalg.norm(jax.flatten_util.ravel_pytree(grads)[0])
-    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm) & go
     return jax.lax.cond(finite, apply, lambda: live), {"loss": loss, "losses": losses, "grad_norm": norm, "finite": finite}
 
   def _predict(

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import DataError
-from phpjax import distributed, optimizer, results, resume, sharding, workdir
+from phpjax import distributed, nonfinite, optimizer, results, resume, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
 from phpjax.run import Run, Stopped, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
@@ -77,10 +78,10 @@ def evaluate_again(config: ConfigDict, folder: pathlib.Path) -> Tree:
 
 @contextlib.contextmanager
 def saved_if_stopped(run: Run) -> Iterator[None]:
-  """What was done before a signal, or before a clip that cannot be read, is not lost."""
+  """What was done before a signal, a clip that cannot be read or a step that is not finite is not lost."""
   try:
     yield
-  except (DataError, Stopped) as error:
+  except (DataError, nonfinite.StepRefused, Stopped) as error:
     if isinstance(error, DataError) and jax.process_count() > 1:
       raise  # the other processes have no such error and would not save with this one
     resume.save(run)
@@ -139,8 +140,12 @@ class Dispatched:
 
 
 def train_epoch(run: Run, name: str, epoch: int, inputs: tuple[Tree, Tree | None, Tree], scale: Tree) -> None:
-  """The rest of one epoch. Numbers of a step are fetched after the next one is dispatched."""
+  """The rest of one epoch. Numbers of a step are fetched after the next one is dispatched, and all of them before it returns.
+
+  Raises nonfinite.StepRefused with the run as it was before the step that is refused, though the next one was dispatched too.
+  """
   task, key, pending = run.experiment.tasks[name], run.experiment.key("train", name), None
+  always = go = sharding.put_replicated(np.bool_(True), run.mesh)
   batches = run.batches(name, "train", batch_size=run.config.batch_size, shuffle=True, epoch=epoch, start=run.position.batch)
   ahead = sharding.put_ahead(batches, run.mesh, task.device_keys)
   run.reported = time.monotonic()
@@ -155,7 +160,8 @@ def train_epoch(run: Run, name: str, epoch: int, inputs: tuple[Tree, Tree | None
       break
     batch, rows, waited_s = found
     rng = jax.random.fold_in(key, run.position.step)
-    run.live, metrics = run.steps.train(task, run.live, *inputs, rows, rng, scale)
+    run.live, metrics = run.steps.train(task, run.live, *inputs, rows, rng, scale, go)
+    go = metrics["finite"] if run.config.on_nonfinite == "stop" else always
     run.position = dataclasses.replace(run.position, step=run.position.step + 1, batch=run.position.batch + 1)
     if pending:
       report(run, name, epoch, scale, pending)
@@ -173,17 +179,13 @@ def train_epoch(run: Run, name: str, epoch: int, inputs: tuple[Tree, Tree | None
 
 
 def report(run: Run, name: str, epoch: int, scale: Tree, done: Dispatched) -> None:
-  """Shows and logs one step; stops on a loss or gradient that is not finite (the step itself changed nothing)."""
+  """Shows and logs one step; stops where its loss or gradient is not finite, or where the workdir is another run's by now."""
   metrics, config = jax.device_get(done.metrics), run.config
+  if run.held is not None:
+    run.held.check()
   losses = {k: float(v) for k, v in metrics["losses"].items()}
   if not metrics["finite"]:
-    if config.on_nonfinite == "stop":
-      shown = ", ".join(f"{k} {v:g}" for k, v in losses.items())
-      raise UserError(
-        f"step {done.step} of task {name}: loss or gradient is not finite ({shown}; clips {', '.join(done.batch['id'])}); the "
-        "step was not applied: lower opt.*.lr, or set --config.on_nonfinite=skip to leave such steps out"
-      )
-    run.history["skipped"] += 1
+    refused(run, name, epoch, done, metrics)
   now = time.monotonic()
   rate, run.reported = float(done.batch["mask"].sum()) * jax.process_count() / max(now - run.reported, 1e-9), now
   run.progress.step(epoch, run.num_epochs(name), done.index, float(metrics["loss"]), rate)
@@ -200,3 +202,19 @@ def report(run: Run, name: str, epoch: int, scale: Tree, done: Dispatched) -> No
       examples_per_s=rate,
       data_wait_s=done.waited_s,
     )
+
+
+def refused(run: Run, name: str, epoch: int, done: Dispatched, metrics: Tree) -> None:
+  """Writes down and counts a step that was not applied; or raises, with the run put back to where it was before the step."""
+  found = nonfinite.record(
+    step=done.step, task=name, epoch=epoch, batch=done.batch, metrics=metrics, trainable=run.live.trainable
+  )
+  path = nonfinite.write(run.folder, found, jax.process_index())
+  error = nonfinite.refuse(found, path)
+  if run.config.on_nonfinite == "skip" and isinstance(error, nonfinite.StepRefused):
+    run.history["skipped"] += 1
+    run.progress.note(f"step {done.step} of task {name} is left out: loss or gradient is not finite; see {path}")
+    return
+  undone = run.position.step - (done.step - 1)  # this step, and the one dispatched behind it, which changed nothing either
+  run.position = dataclasses.replace(run.position, step=run.position.step - undone, batch=run.position.batch - undone)
+  raise error

@@ -20,6 +20,7 @@ ELSEWHERE = (
   "log_every_steps",
   "save_every_steps",
   "on_nonfinite",
+  "watchdog_minutes",
   "data.root",
   "data.num_threads",
   "data.num_workers",

@@ -23,7 +23,8 @@ SMALL = (
 )
 
 # Runs in the server. `stop_at` sends SIGTERM to the child itself once that step is logged, so that the moment does not
-# depend on the machine; `traces` names a file for what was traced and compiled; after `kill_after_s` the child gets SIGKILL.
+# depend on the machine; `traces` names a file for what was traced and compiled; `before` is Python that the child runs first;
+# after `kill_after_s` the child gets SIGKILL.
 SERVER = """
 import json, os, signal, sys, time, traceback
 from phpjax import logs, main, run
@@ -44,6 +45,7 @@ def child(job):
     if number == job.get("stop_at"):
       os.kill(os.getpid(), signal.SIGTERM)
   logs.MetricsLog.step = step
+  exec(job.get("before", ""), {})
   code = 1
   try:
     code = main.run_cli()

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import shutil
 import signal
 import time
@@ -13,9 +12,9 @@ import pytest
 import small
 from command import SMALL, Done, cli_server, finished_run, tiny_toybox  # noqa: F401  fixtures
 from processes import Together, free_port, joined, main
-from test_end_to_end import comparable, logged, newest
+from runs import checkpoints, comparable, learned, logged
 
-from phpjax import checkpoint, distributed, predict
+from phpjax import checkpoint, distributed
 from phpjax.errors import UserError
 
 CLUSTERS = ("SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri", "KUBERNETES_SERVICE_HOST", "JAX_COORDINATOR_ADDRESS")
@@ -174,11 +173,6 @@ def test_the_command_names_who_differs_and_who_is_missing(tmp_path):
 # -- whole runs --------------------------------------------------------------------------------------------------
 
 
-def parameters(folder: pathlib.Path) -> dict:
-  """Of the newest checkpoint and those that it needs: {item: tree}."""
-  return predict.open_step(folder / checkpoint.FOLDER, int(newest(folder)[0].name))[1]
-
-
 def good(done: list[Done], code: int = 0) -> None:
   assert [d.code for d in done] == [code] * len(done), [d.err[-2000:] for d in done]
 
@@ -233,7 +227,7 @@ def test_two_processes_give_what_one_process_with_two_devices_gives(pair, finish
   ours, theirs = logged(folder), logged(finished)
   assert [line["step"] for line in ours] == [line["step"] for line in theirs]
   np.testing.assert_allclose([line["loss"] for line in ours], [line["loss"] for line in theirs], rtol=2e-6)
-  close(parameters(folder), parameters(finished), tolerance=2e-6)  # float32, sums over devices in another order
+  close(learned(folder), learned(finished), tolerance=2e-6)  # float32, sums over devices in another order
   assert {path.name for path in folder.rglob("*.png")} == {path.name for path in finished.rglob("*.png")}
   assert "process 0 of 2 on " in done[0].err and "mesh data 2, fsdp 1; batch_size 2 (1 here)" in done[0].err
   assert done[1].err.count("\n") == 1 and "process 1 of 2 on " in done[1].err, "process 0 alone tells what happens"
@@ -258,14 +252,14 @@ def test_a_signal_to_one_stops_both_after_the_same_step_and_they_continue(interr
   good(done, 42)
   assert seconds < 15 and "SIGTERM on process 1 of 2" in done[0].err
   assert not (stopped / "results.json").exists()
-  at = checkpoint.read_meta(newest(stopped)[0])["position"]
+  at = checkpoint.read_meta(checkpoints(stopped)[0])["position"]
   assert at["step"] == len(logged(stopped)) > 0
   folder = tmp_path / "run"
   shutil.copytree(stopped, folder)
   with main(tmp_path / "said", *flags, f"--workdir={folder}") as running:
     good(running.wait())
   assert comparable(folder) == comparable(pair[0])
-  small.assert_same_bits(parameters(folder), parameters(pair[0]))
+  small.assert_same_bits(learned(folder), learned(pair[0]))
   assert [(x["step"], x["loss"]) for x in logged(folder)] == [(x["step"], x["loss"]) for x in logged(pair[0])]
 
 
@@ -284,7 +278,7 @@ def test_one_process_continues_what_two_began_and_two_what_one_began(interrupted
     alike(folder, pair[0])
     losses = [[line["loss"] for line in logged(of)] for of in (folder, pair[0])]
     np.testing.assert_allclose(*losses, rtol=2e-6)  # the same clips in the same steps
-    close(parameters(folder), parameters(pair[0]), tolerance=2e-6)
+    close(learned(folder), learned(pair[0]), tolerance=2e-6)
 
 
 @pytest.mark.slow
@@ -299,7 +293,7 @@ def test_when_one_is_killed_the_other_ends_and_the_same_command_continues(pair, 
   with main(tmp_path / "again", *flags, f"--workdir={folder}") as running:
     good(running.wait())
   assert comparable(folder) == comparable(pair[0])
-  small.assert_same_bits(parameters(folder), parameters(pair[0]))
+  small.assert_same_bits(learned(folder), learned(pair[0]))
 
 
 @pytest.mark.slow

@@ -10,41 +10,18 @@ import numpy as np
 import pytest
 import small
 from command import SMALL, cli_server, finished_run, tiny_toybox  # noqa: F401  fixtures
+from runs import checkpoints, comparable, learned, logged, results
 
 import phpjax
 from configs import php_avqa
 from phpjax import checkpoint, logs, resume, run
 
-NOT_COMPARED = ("seconds", "peak_memory_bytes", "versions")
 NUM_STEPS = 8  # 2 tasks, 2 epochs, 2 steps
 LAST_OF_FIRST_EPOCH = 6  # of the second task
 
 
 def command(toybox, folder, *more):
   return (*SMALL, f"--config.data.root={toybox}", f"--workdir={folder}", *more)
-
-
-def results(folder):
-  return json.loads((folder / "results.json").read_text())
-
-
-def comparable(folder):
-  return {k: v for k, v in results(folder).items() if k not in NOT_COMPARED}
-
-
-def logged(folder):
-  return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def newest(folder):
-  steps = sorted((int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit()), reverse=True)
-  return [folder / "checkpoints" / str(step) for step in steps]
-
-
-def learned_task(folder, name):
-  """What a run has stored of a finished task."""
-  step = checkpoint.read_meta(newest(folder)[0])["learned"][name]
-  return checkpoint.load_numpy(folder / "checkpoints" / str(step), f"task_{name}")
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +91,14 @@ def test_sigterm_saves_and_exits_with_42(stopped):
   assert done.code == 42, done.err
   assert "Traceback" not in done.err and "SIGTERM" in done.out + done.err and not (folder / "results.json").exists()
   assert logged(folder)[-1]["step"] == LAST_OF_FIRST_EPOCH
-  meta = checkpoint.read_meta(newest(folder)[0])
+  meta = checkpoint.read_meta(checkpoints(folder)[0])
   assert (meta["position"]["task"], meta["position"]["step"], meta["live"]) == (1, LAST_OF_FIRST_EPOCH, True)
 
 
 def test_a_half_learned_task_can_be_loaded(stopped):
   loaded = phpjax.load(stopped[0])
   assert loaded.tasks == ("ave", "avs") and loaded.results is None
-  stored = checkpoint.load_numpy(newest(stopped[0])[0], "task_avs")["head"]
+  stored = checkpoint.load_numpy(checkpoints(stopped[0])[0], "task_avs")["head"]
   small.assert_same_bits(jax.device_get(loaded.params["tasks"]["avs"]["head"]), stored)
 
 
@@ -131,8 +108,7 @@ def test_the_same_command_ends_where_an_uninterrupted_run_does(finished, resumed
   assert "continuing" in done.out + done.err
   assert comparable(folder) == comparable(finished)
   assert [line["loss"] for line in logged(folder)] == [line["loss"] for line in logged(finished)]
-  for name in ("ave", "avs"):
-    small.assert_same_bits(*(learned_task(f, name) for f in (folder, finished)))
+  small.assert_same_bits(learned(folder), learned(finished))
 
 
 def test_each_evaluation_says_what_it_scored_beside_a_trivial_predictor(resumed):
@@ -179,13 +155,13 @@ def test_workers_change_no_number_and_mirrored_clips_do(cli, toybox, tmp_path):
 
 
 def test_past_tasks_and_what_the_later_one_does_not_use_stay_bit_equal(stopped, resumed):
-  during, after = newest(stopped[0])[0], newest(resumed[0])[0]
-  learned = checkpoint.read_meta(after)["learned"]
-  assert list(learned) == ["ave", "avs"] and checkpoint.read_meta(during)["learned"] == {"ave": learned["ave"]}
-  ends = {name: newest(resumed[0])[0].parent / str(step) for name, step in learned.items()}
+  during, after = checkpoints(stopped[0])[0], checkpoints(resumed[0])[0]
+  held = checkpoint.read_meta(after)["learned"]
+  assert list(held) == ["ave", "avs"] and checkpoint.read_meta(during)["learned"] == {"ave": held["ave"]}
+  ends = {name: checkpoints(resumed[0])[0].parent / str(step) for name, step in held.items()}
   ave, shared = (checkpoint.load_numpy(ends["ave"], item) for item in ("task_ave", "shared"))
   assert set(ave) == {"prompts", "head"} and set(shared) == {"context", "clip_adapter", "clip_adapter_text", "contrastive"}
-  holding = [step.name for step in newest(resumed[0]) if (step / "task_ave").is_dir()]
+  holding = [step.name for step in checkpoints(resumed[0]) if (step / "task_ave").is_dir()]
   assert holding == [ends["ave"].name], "a finished task is written once, and kept"
   for later in (during, ends["avs"], after):
     small.assert_same_bits(checkpoint.load_numpy(later, "shared"), shared)  # AVS reads no class text
@@ -199,7 +175,7 @@ def damaged(stopped, tmp_path, damage):
   """A stopped run whose newest step is damaged, opened again: (its position, the lines of its log)."""
   folder = tmp_path / "run"
   shutil.copytree(stopped[0], folder)
-  damage(newest(folder)[0])
+  damage(checkpoints(folder)[0])
   config = php_avqa.get_config("tiny")
   config.update(json.loads((folder / "config.json").read_text()))
   config.tasks, config.mesh = ("ave", "avs"), (-1, 1)
@@ -212,7 +188,7 @@ def damaged(stopped, tmp_path, damage):
     position, lines = dataclasses.replace(opened.position), logged(folder)
     resume.save(opened)
     opened.checkpoints.wait()
-    assert checkpoint.read_meta(newest(folder)[0])["position"]["step"] == 4, "the next save is not lost to the damaged one"
+    assert checkpoint.read_meta(checkpoints(folder)[0])["position"]["step"] == 4, "the next save is not lost to the damaged one"
     return position, lines
 
 
@@ -251,11 +227,11 @@ def copy(finished, tmp_path_factory):
 
 
 def test_a_finished_workdir_says_so(cli, copy, toybox):
-  before = (copy / "results.json").read_bytes(), (copy / "metrics.jsonl").read_bytes(), newest(copy)
+  before = (copy / "results.json").read_bytes(), (copy / "metrics.jsonl").read_bytes(), checkpoints(copy)
   done = cli(*command(toybox, copy))
   assert done.code == 0, done.err
   assert "finished" in (done.out + done.err).lower() and "continuing" not in done.out + done.err
-  assert ((copy / "results.json").read_bytes(), (copy / "metrics.jsonl").read_bytes(), newest(copy)) == before
+  assert ((copy / "results.json").read_bytes(), (copy / "metrics.jsonl").read_bytes(), checkpoints(copy)) == before
 
 
 def test_evaluate_reproduces_the_last_row(cli, copy, toybox):

@@ -67,6 +67,7 @@ WRONG = {
   "--config.epoch_factor.ave=0": ("epoch_factor.ave",),
   "--config.seed=-1": ("seed=-1",),
   "--config.num_epochs=0": ("num_epochs",),
+  "--config.watchdog_minutes=-1": ("watchdog_minutes=-1",),
   "--config.task_id=guessed": ("task_id", "given"),
   "--config.mesh=(3,1)": ("mesh", "2 devices"),
   "--config=configs/no_such.py": ("configs/no_such.py",),

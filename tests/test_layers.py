@@ -27,6 +27,7 @@ TOOLS = {
     "drift",
     "errors",
     "figures",
+    "lease",
     "logs",
     "manifest",
     "partition",
@@ -34,6 +35,7 @@ TOOLS = {
     "rendezvous",
     "sharding",
     "sources",
+    "watchdog",
     "workdir",
   )
 }
@@ -47,6 +49,7 @@ ENGINE = {
     "evaluate",
     "experiment",
     "model",
+    "nonfinite",
     "optimizer",
     "predictions",
     "results",
@@ -66,6 +69,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "phpjax.distributed": {"phpjax.agreement", "phpjax.errors", "phpjax.rendezvous"},
   "phpjax.evaluate": set(),
   "phpjax.model": set(),
+  "phpjax.nonfinite": {"phpjax.errors", "phpjax.workdir"},
   "phpjax.optimizer": {"phpjax.partition"},
   "phpjax.steps": {"phpjax.backend", "phpjax.model", "phpjax.optimizer", "phpjax.sharding"},  # the two jitted functions
   "phpjax.predictions": {"phpjax.figures", "phpjax.metrics"},

@@ -6,20 +6,19 @@ signals: test_end_to_end.py and test_soak.py.
 
 import contextlib
 import functools
-import json
 import pathlib
 
 import pytest
 import small
 from command import tiny_toybox  # noqa: F401  fixture
 from ml_collections import ConfigDict
+from runs import comparable, learned
 
 from configs import base
-from phpjax import checkpoint, experiment, predict, run, train
+from phpjax import experiment, run, train
 from phpjax.methods import METHODS
 from phpjax.steps import Steps
 
-NOT_COMPARED = ("seconds", "peak_memory_bytes", "versions")
 # Cut when the given event happens for the n-th time. Of a run: 2 tasks, 2 epochs of 2 steps and a validation each; evaluation
 # batches are of two rows, those of `val` one, of `test` and `unseen` two each.
 CUTS = {
@@ -97,18 +96,6 @@ def watched(monkeypatch: pytest.MonkeyPatch, made: tuple, event: str, count: int
     yield
 
 
-def learned(folder: pathlib.Path) -> dict[str, bytes]:
-  """{array: its bytes} of all that a finished run has learned, read as `phpjax.load` does."""
-  folder = folder / checkpoint.FOLDER
-  _, items = predict.open_step(folder, checkpoint.steps_of(folder)[0])
-  return {f"{name}/{path}": x.tobytes() for name, tree in items.items() for path, x in small.flat(tree).items()}
-
-
-def comparable(folder: pathlib.Path) -> dict:
-  """results.json without what differs between any two runs."""
-  return {k: v for k, v in json.loads((folder / "results.json").read_text()).items() if k not in NOT_COMPARED}
-
-
 @pytest.fixture(scope="module")
 def whole(made, toybox, tmp_path_factory):
   """method -> the workdir of a run that nothing cut, made once."""
@@ -133,4 +120,4 @@ def test_a_run_that_was_cut_ends_where_one_that_was_not_does(method, cut, whole,
   with watched(monkeypatch, made, "never", 0):
     train.train_and_evaluate(config, folder)
   assert comparable(folder) == comparable(reference)
-  assert learned(folder) == learned(reference)
+  small.assert_same_bits(learned(folder), learned(reference))
