@@ -8,8 +8,9 @@ from typing import Any
 # One example or batch: arrays plus "id" (a str, or a list[str] in a batch).
 Example = dict[str, Any]
 
-# The mend of a damaged annotation file.
+# The mend of a damaged annotation file, and of a media file.
 FETCH = "fetch this file again"
+AGAIN = "fetch or make this file again, or let on_bad_clip='skip' leave it out"
 
 SPLITS = ("train", "val", "test", "unseen")
 

@@ -23,7 +23,7 @@ from jax.sharding import AxisType
 from ml_collections import ConfigDict
 from PIL import Image
 
-from data_pipelines import Media, MediaError, transforms
+from data_pipelines import Media, MediaError, arrays, pictures, transforms
 from data_pipelines import media as media_lib
 from phpjax import checkpoint, cli, experiment, optimizer, partition, sharding, workdir
 from phpjax.benchmarks import BENCHMARKS, TaskInfo
@@ -208,7 +208,7 @@ class Predictor:
       if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise UserError(f"a picture must be a file or uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
       return transforms.resize_image(Image.fromarray(image), self.media.image_size, crop=self.media.crop)
-    return _user(lambda: media_lib.read_image(image, self.media))
+    return _user(lambda: pictures.read_image(image, self.media))
 
   def encode_audio(self, sounds: Path | np.ndarray | Sequence[Path | np.ndarray]) -> np.ndarray:
     """Sounds -> unit features in the joint space, float32 [E] for one, [N, E] for several.
@@ -298,7 +298,7 @@ def read_clip(task: str, seconds: int, media: Media, video: Path, audio: Path | 
   wave = read_sound(audio, media.sample_rate_hz)
   if pathlib.Path(video).is_dir():
     starts = transforms.pick_seconds(len(wave) / media.sample_rate_hz, seconds, spread=spread)
-    visual = media_lib.read_frames(pathlib.Path(video), media, seconds)
+    visual = pictures.read_frames(pathlib.Path(video), media, seconds)
   else:
     _, duration = media_lib.decode_video(video, [0.0], media)  # which seconds to show depends on the length
     starts = transforms.pick_seconds(duration, seconds, spread=spread)
@@ -308,7 +308,7 @@ def read_clip(task: str, seconds: int, media: Media, video: Path, audio: Path | 
 
 def read_sound(path: Path, rate_hz: int) -> np.ndarray:
   """A sound file, or .npy at 32 kHz -> float32 [n] at `rate_hz`; raises MediaError."""
-  read = media_lib.read_npy_wave if pathlib.Path(path).suffix == ".npy" else media_lib.decode_audio
+  read = arrays.read_npy_wave if pathlib.Path(path).suffix == ".npy" else media_lib.decode_audio
   return read(path, rate_hz)
 
 
