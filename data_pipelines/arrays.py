@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipelines import limits
 from data_pipelines.media import resample
-from data_pipelines.schema import AGAIN, MediaError
+from data_pipelines.schema import AGAIN, MediaError, brief
 
 # DG-SCT and PHP store waves at this rate; an .npy file has no header that could tell it.
 NPY_RATE_HZ = 32000
@@ -53,8 +53,7 @@ def read_npy_header(path: Path | str) -> Header:
     if found.dtype.hasobject:
       raise ValueError("it holds a pickle, which is never opened")
   except Exception as error:  # the header is Python text: damaged, it fails in every way that Python's parser does
-    reason = f"cannot be read as an array ({type(error).__name__}: {error})"
-    raise MediaError(path, " ".join(reason.split()), AGAIN) from error
+    raise MediaError(path, f"cannot be read as an array ({type(error).__name__}: {brief(error)})", AGAIN) from error
   there, wanted = Path(path).stat().st_size - found.begin, found.count * found.dtype.itemsize
   if wanted > there:
     what = f"cannot be read as an array (its header announces {found.count} numbers in {wanted} bytes, it has {there})"
@@ -76,7 +75,7 @@ def read_npy_wave(path: Path | str, sample_rate_hz: int) -> np.ndarray:
       raw = file.read(found.count * found.dtype.itemsize)
     wave = np.frombuffer(raw, found.dtype, found.count) if found.count else np.zeros(0, found.dtype)
   except (OSError, ValueError) as error:
-    raise MediaError(path, f"cannot be read as an array ({error})", AGAIN) from error
+    raise MediaError(path, f"cannot be read as an array ({brief(error)})", AGAIN) from error
   return resample(unit_wave(wave, path), NPY_RATE_HZ, sample_rate_hz)
 
 

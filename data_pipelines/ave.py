@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines import limits
 from data_pipelines.base import ClipLayout, Dataset
-from data_pipelines.schema import FETCH, DataError, Example, Record, index_of, order_splits
+from data_pipelines.schema import FETCH, DataError, Example, Record, brief, index_of, order_splits
 from data_pipelines.tables import is_second, named_splits, read_lines
 
 # Order of first appearance in Annotations.txt, which is the channel order of the original label arrays.
@@ -146,8 +146,7 @@ def read_order(path: Path) -> list[int]:
   except DataError:
     raise
   except Exception as error:  # damaged bytes fail in every way that HDF5 does
-    reason = f"has no readable dataset 'order' ({type(error).__name__}: {error})"
-    raise DataError(f"{path}: {reason}; {FETCH}".replace("\n", " ")) from error
+    raise DataError(f"{path}: has no readable dataset 'order' ({type(error).__name__}: {brief(error)}); {FETCH}") from error
 
 
 def _row_numbers(file: Any, path: Path) -> list[int]:

@@ -15,7 +15,7 @@ import soxr
 from PIL import Image
 
 from data_pipelines import limits, transforms
-from data_pipelines.schema import AGAIN, Media, MediaError
+from data_pipelines.schema import AGAIN, Media, MediaError, brief
 
 # A stream may end this much before what its header promises (rounding, encoder delay); more means a cut file.
 SLACK_S = 1.0
@@ -77,8 +77,7 @@ def opened(path: Path | str) -> Iterator[av.container.InputContainer]:
   except MediaError:
     raise
   except Exception as error:  # damaged bytes fail in every way that FFmpeg and its Python face do
-    reason = f"cannot be decoded ({getattr(error, 'strerror', None) or error})"
-    raise MediaError(path, " ".join(reason.split()), AGAIN) from error
+    raise MediaError(path, f"cannot be decoded ({brief(getattr(error, 'strerror', None) or error)})", AGAIN) from error
 
 
 def _max_pixels() -> str:

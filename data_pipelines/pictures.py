@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_pipelines import limits, transforms
 from data_pipelines.media import PICTURES
-from data_pipelines.schema import AGAIN, Media, MediaError
+from data_pipelines.schema import AGAIN, Media, MediaError, brief
 
 # What is opened whatever the name says. Pillow knows others, of which one starts a program (EPS).
 FORMATS = ("JPEG", "PNG", "BMP", "GIF")
@@ -47,8 +47,7 @@ def opened(path: Path | BinaryIO) -> Iterator[Image.Image]:
   except Image.DecompressionBombError as error:  # beyond Pillow's own limit, which it keeps in any case
     raise MediaError(path, f"has more pixels than can be opened ({error})", "make it smaller") from error
   except Exception as error:  # damaged bytes fail in every way that Pillow's parsers do
-    reason = f"cannot be decoded as a picture ({error})"
-    raise MediaError(path, " ".join(reason.split()), AGAIN) from error
+    raise MediaError(path, f"cannot be decoded as a picture ({brief(error)})", AGAIN) from error
 
 
 def read_frames(folder: Path, media: Media, seconds: int) -> np.ndarray:

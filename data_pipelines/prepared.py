@@ -15,7 +15,7 @@ import numpy as np
 
 from data_pipelines import media as media_lib
 from data_pipelines import pictures, records, transforms
-from data_pipelines.schema import DataError, Example, Media, MediaError
+from data_pipelines.schema import DataError, Example, Media, MediaError, brief
 from data_pipelines.tables import is_name
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -125,8 +125,7 @@ class PreparedStore:
     try:
       example = source[position]
     except Exception as error:  # damaged bytes fail in every way that array_record, protobuf and TFDS do
-      reason = f"clip {clip!r} cannot be read ({error})"
-      raise MediaError(self.folder, " ".join(reason.split()), AGAIN) from error
+      raise MediaError(self.folder, f"clip {clip!r} cannot be read ({brief(error)})", AGAIN) from error
     if example["clip"] != records.to_bytes(clip):
       raise MediaError(self.folder, f"another clip stands where the manifest has {clip!r}", AGAIN)
     return example
@@ -142,7 +141,7 @@ class PreparedStore:
         try:
           self._sources[split] = records.SplitReader({self.folder / x["file"]: len(x["clips"]) for x in shards if x["clips"]})
         except Exception as error:  # as in `_read`
-          raise MediaError(self.folder, " ".join(f"cannot be opened ({error})".split()), COPY) from error
+          raise MediaError(self.folder, f"cannot be opened ({brief(error)})", COPY) from error
       return self._sources[split]
 
   def _audio(self, samples: np.ndarray, media: Media) -> np.ndarray:

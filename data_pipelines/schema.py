@@ -33,6 +33,12 @@ def printable(text: object) -> str:
   return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def brief(error: object) -> str:
+  """What an error of another library says, as one line of bearable length: some quote the whole file that they cannot read."""
+  words = " ".join(str(error).split())
+  return words if len(words) <= 300 else f"{words[:300]} ..."
+
+
 class DataError(ValueError):
   """The data is missing or wrong in a way the user can mend; the message is one line, printable, that says how."""
 

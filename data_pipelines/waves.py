@@ -19,7 +19,7 @@ import numpy as np
 
 from data_pipelines import arrays, limits, media, transforms
 from data_pipelines.base import ClipCache
-from data_pipelines.schema import FETCH, MediaError
+from data_pipelines.schema import FETCH, MediaError, brief
 
 FILE_NAME = "AVS.npy"
 # int16 samples of a whole S4 category take 20 to 60 MB: enough for some of them, and little beside decoded clips (twice the
@@ -179,13 +179,13 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
     (table,) = _Arrays(content, encoding="latin1").load().content
     return _unit_waves(_flat(table, size), path)
   except _Refused as error:
-    why = f"asks for {error}, which arrays of numbers do not need, and was not opened"
+    why = f"asks for {brief(error)}, which arrays of numbers do not need, and was not opened"
     raise MediaError(path, why, f"{FETCH} from a source that you trust") from None
   except MediaError:
     raise
   except Exception as error:  # the bytes of a damaged pickle are wrong instructions: they fail in every way there is
-    reason = f"cannot be read as a table of sounds ({type(error).__name__}: {error})"
-    raise MediaError(path, reason.replace("\n", " "), media.AGAIN) from error
+    reason = f"cannot be read as a table of sounds ({type(error).__name__}: {brief(error)})"
+    raise MediaError(path, reason, media.AGAIN) from error
 
 
 def _check_header(file: BinaryIO) -> None:

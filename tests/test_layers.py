@@ -30,6 +30,7 @@ TOOLS = {
     "progress",
     "sharding",
     "sources",
+    "values",
     "workdir",
   )
 }
@@ -81,6 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.experiment",
     "phpjax.model",
     "phpjax.sharding",
+    "phpjax.values",
   },
   "phpjax.results": {*PARTS, *TOOLS, "phpjax.benchmarks"},
   "phpjax.run": {
