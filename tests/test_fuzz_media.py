@@ -94,9 +94,3 @@ def test_mutated_media_are_read_or_refused(kind, count, whole, tmp_path):
   run_cases(count, check)
   assert True in outcomes, "no case was damaged enough to be refused"
   assert peak_bytes() - before < MORE_BYTES
-
-
-HUGE = {
-  "npy": (b"(4000,)", b"(4%s,)" % (b"0" * 17)),
-  "avs": (b"()", b"(9,9)"),
-}
