@@ -64,10 +64,15 @@ ODD = st.sampled_from(
 
 
 def run_cases(count: int, check: Callable[[st.DataObject], None]) -> None:
-  """Calls `check` with `count` draws, the same ones every time, each within TIMEOUT_S; the smallest that fails is shown."""
+  """Calls `check` with `count` draws, the same ones every time, each within TIMEOUT_S."""
   quiet = [getattr(hypothesis.HealthCheck, name) for name in ("too_slow", "data_too_large", "large_base_example")]
 
-  @hypothesis.settings(max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=quiet)
+  # The case that fails is shown as it was drawn: to look for a smaller one can take minutes.
+  phases = [hypothesis.Phase.generate]
+
+  @hypothesis.settings(
+    max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=quiet, phases=phases
+  )
   @hypothesis.given(st.data())
   def cases(data: st.DataObject) -> None:
     with in_time():

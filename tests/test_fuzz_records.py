@@ -128,3 +128,13 @@ def test_metadata_cannot_import_a_module(made, tmp_path, monkeypatch):
   path.write_text(path.read_text().replace("tensorflow_datasets.core.features.tensor_feature.Tensor", "evil_feature.Tensor"))
   assert read(root) == []
   assert check.main(["--dataset=ave", f"--root={root}", "--workers=1"]) in (0, 1)
+
+
+def test_a_journal_of_other_clips_is_not_believed(made, tmp_path):
+  root = shutil.copytree(made / "out", tmp_path / "out")
+  journal = root / FOLDER / "journal/ave-train.array_record-00000-of-00002.json"
+  before = journal.read_text()
+  for wrong in (before.replace("aaaaaaaaaaa", "zzz"), before.replace('"split": "train"', '"split": "../../x"')):
+    journal.write_text(wrong)
+    assert wrong != before and prepare.main(flags(made / "raw", root, clips_per_shard=1)) == 0
+    assert journal.read_text() == before and read(root) == []

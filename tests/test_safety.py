@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from fractions import Fraction
 
 import av
 import fabricate
@@ -208,6 +209,22 @@ def test_huge_frames_are_refused_before_they_are_decoded(tmp_path, size):
   assert peak_bytes() - before < 100e6
 
 
+def test_frames_that_grow_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+  with av.open(str(tmp_path / "a.avi"), "w", format="avi") as container:
+    stream = container.add_stream("mjpeg", rate=2)
+    stream.width, stream.height, stream.pix_fmt = 32, 32, "yuvj420p"
+    for number, side in enumerate([32] * 40 + [128] * 4):
+      Image.new("RGB", (side, side)).save(buffer := io.BytesIO(), "JPEG")
+      packet = av.Packet(buffer.getvalue())
+      packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 2)
+      container.mux(packet)
+  assert media.decode_video(tmp_path / "a.avi", [0.0, 21.0], MEDIA)[0].shape == (2, 16, 16, 3)
+  limited(monkeypatch, "frame_pixels=5000")
+  assert media.decode_video(tmp_path / "a.avi", [0.0], MEDIA)[0].shape == (1, 16, 16, 3)
+  with pytest.raises(MediaError, match=r"cannot be decoded|is cut off"):
+    media.decode_video(tmp_path / "a.avi", [0.0, 21.0], MEDIA)
+
+
 def limited(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
   monkeypatch.setenv(limits.VARIABLE, text)
 
@@ -350,7 +367,7 @@ def test_a_name_that_looks_like_an_address_is_a_file(tmp_path, monkeypatch):
 
 def test_postscript_named_jpg_starts_no_program(tmp_path):
   (tmp_path / "a.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
-  with pytest.raises(MediaError, match="cannot be decoded as a picture"):
+  with pytest.raises(MediaError, match="cannot identify image file"):  # Pillow knows the format, and would look for ghostscript
     pictures.read_image(tmp_path / "a.jpg", MEDIA)
 
 
