@@ -106,3 +106,28 @@ def test_odd_values_are_taken_or_refused_in_one_line(file, count):
 
   run_cases(count, check)
   assert seen == {True, False}
+
+
+FOUND = {
+  "opt={}": "opt.",
+  "opt.b1=nan": "opt.b1=nan must be a finite number",
+  "opt.eps=inf": "opt.eps=inf must be a finite number",
+  "opt.b2=1": "opt.b2=1.0 must be at least 0 and below 1",
+  "opt.head.lr=-1": "opt.head.lr=-1.0 must be at least 0",
+  "data.cache_gb=nan": "data.cache_gb=nan must be a finite number",
+  "tasks=(1,)": "tasks=(1,) must list names",
+  "data.mirrored=(None,)": "data.mirrored=(None,) must list names",
+  "mesh=(None,)": "mesh=(None,) must list whole numbers",
+  f"encoders.visual.weights={'a' * 5000}": "must be printable text",
+  "data.root=a\nb": "must be printable text",
+  "batch_size=99999999999": "batch_size=99999999999 must be between",
+  "method.groups=-1": "groups=-1 must be 1 or more",
+  "method.deep_length=99999999999": "method.deep_length=99999999999 must be between",
+  "method={}": "method.name must be a text",
+  "encoders.visual={}": "encoders.visual must be a group",
+}
+
+
+@pytest.mark.parametrize("argument", FOUND)
+def test_what_was_found_stays_mended(argument):
+  assert FOUND[argument] in one_line(outcome([f"--config={FILES[0]}", f"--config.{argument}"]))
