@@ -154,7 +154,7 @@ def _row_numbers(file: Any, path: Path) -> list[int]:
   import h5py
 
   if not isinstance(file.get("order", getlink=True), h5py.HardLink):  # a link could name any other file
-    raise DataError(f"{path}: has no dataset 'order' of its own; {FETCH}")
+    raise DataError(f"{path}: has no readable dataset 'order' of its own; {FETCH}")
   stored = file["order"]
   if stored.ndim != 1 or stored.dtype.kind not in "iu":
     raise DataError(f"{path}: its dataset 'order' is {stored.dtype} {list(stored.shape)}, not row numbers; {FETCH}")

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 import jax
 from ml_collections import ConfigDict
 
-from configs import base
 from data_pipelines import DataError, Dataset
 from data_pipelines.toybox import compose
 from phpjax import backend, compat, experiment, model, sharding, values
@@ -26,8 +25,6 @@ def problems(config: ConfigDict) -> list[str]:
     return [f"--config is no experiment of phpjax.main: it has no {', '.join(missing)} (see configs/php_avqa.py)"]
   if found := values.problems(config):
     return found  # the others take them apart
-  if gone := [f"{part}.{name}" for part in ("data", "opt") for name in base.base()[part] if name not in config[part]]:
-    return [f"--config has no {', '.join(gone)} (see configs/base.py)"]
   found = [*_choices(config), *compat.problems(config), *_numbers(config), *_devices(config)]
   return [*found, *_encoders(config), *_method(config), *_data(config)]
 

@@ -21,6 +21,25 @@ RATES: dict[str, tuple[float, float]] = {
 }
 
 
+# Fields that every run reads.
+NEEDED = {
+  "data": (
+    "root",
+    "toybox",
+    "toybox_seed",
+    "evaluation_split",
+    "on_bad_clip",
+    "crop",
+    "num_threads",
+    "num_workers",
+    "mirrored",
+  ),
+  "opt": ("shared", "prompts", "head", "reference_batch_size", "lr_scaling", "b1", "b2", "eps", "clip_norm", "min_scale"),
+}
+NEEDED["data"] += ("mirrored", "cache_gb", "questions_per_clip")
+NEEDED["opt"] += ("decay", "clip", "later_shared_scale")
+
+
 def problems(config: ConfigDict) -> list[str]:
   """One line for each field that nothing can be done with; the other checks may rely on the rest."""
   if found := [f"{name}={config[name]!r:.80} must be a group of fields" for name in SECTIONS if not _is_group(config[name])]:
@@ -29,6 +48,8 @@ def problems(config: ConfigDict) -> list[str]:
     return [f"encoders.{name} must be a group with the texts name and weights" for name in bad]
   if not _named(config.method):
     return ["method.name must be a text"]
+  if gone := [f"{part}.{name}" for part, names in NEEDED.items() for name in names if name not in config[part]]:
+    return [f"--config has no {', '.join(gone)} (see configs/base.py)"]
   found = [line for name, value in fields(config) for line in _value(name, value)]
   return found or [*_tuples(config), *_rates(config)]
 
