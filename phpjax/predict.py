@@ -47,12 +47,14 @@ class StepFolders:
   def steps(self) -> list[int]:
     """Committed steps, newest first."""
     found = self.folder.iterdir() if self.folder.is_dir() else ()
-    return sorted((int(p.name) for p in found if p.name.isdigit()), reverse=True)
+    return sorted((int(p.name) for p in found if p.name.isascii() and p.name.isdigit()), reverse=True)
 
   def open(self, step: int) -> tuple[Tree, Tree]:
     """(meta, items) of a step; the digests of all its items are checked, also of those that a prediction does not need."""
     folder = self.folder / str(step)
     meta = checkpoint.read_meta(folder)
+    if outside := [name for name in meta["digests"] if pathlib.PurePath(name).name != name or name == ".."]:
+      raise UserError(f"{folder} names {outside[0]!r:.80}, which is no item of a checkpoint: take another --workdir")
     items = {name: checkpoint.load_numpy(folder, name) for name in meta["digests"]}
     items.pop("live", None)  # the optimizer of a task that was being learned
     return meta, items

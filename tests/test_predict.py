@@ -16,7 +16,7 @@ from PIL import Image
 
 import phpjax
 from data_pipelines import DATASETS
-from phpjax import cli, predict, predictions, workdir
+from phpjax import checkpoint, cli, predict, predictions, workdir
 from phpjax.benchmarks import BENCHMARKS, avqa
 from phpjax.encoders import pretrained
 from phpjax.errors import UserError
@@ -266,6 +266,20 @@ def test_wrong_arguments_are_named_together(predictor, arguments, messages):
   with pytest.raises(UserError) as error:
     predictor.predict(**arguments)
   assert all(message in str(error.value) for message in messages) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["../../../secret", "/etc", "a/b", ".."])
+def test_items_cannot_lie_outside_of_a_step(tmp_path, monkeypatch, name):
+  monkeypatch.setattr(checkpoint, "read_meta", lambda folder: {"digests": {name: ""}})
+  monkeypatch.setattr(checkpoint, "load_numpy", lambda folder, item: pytest.fail(f"opened {folder / item}"))
+  with pytest.raises(UserError, match="which is no item of a checkpoint"):
+    predict.StepFolders(tmp_path).open(3)
+
+
+def test_only_numbers_are_steps(tmp_path):
+  for name in ("1", "12", "\u00b2", "x", "3.tmp"):
+    (tmp_path / name).mkdir()
+  assert predict.StepFolders(tmp_path).steps() == [12, 1]
 
 
 @pytest.mark.parametrize(("limit", "words"), [("frames=1", "set PHPJAX_LIMITS=frames=2"), ("frame=1", "is no NAME=NUMBER")])
