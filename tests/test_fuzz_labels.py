@@ -65,7 +65,7 @@ def test_names_that_lead_elsewhere_are_refused(layout_roots, tmp_path, layout, w
     DATASETS[name](root).records("train")
 
 
-@pytest.mark.parametrize("wrong", ["../..", "/tmp", "a/b", "", "tr ain", "a-b"])
+@pytest.mark.parametrize("wrong", ["../..", "/etc", "a/b", "", "tr ain", "a-b"])
 def test_splits_that_lead_elsewhere_are_refused(layout_roots, tmp_path, wrong):
   root = shutil.copytree(layout_roots["avsbench_ms3", "official"], tmp_path / "raw")
   table = root / "AVSBench/Multi-sources/ms3_meta_data.csv"
