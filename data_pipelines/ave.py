@@ -8,13 +8,17 @@ a header line; the splits as `{train,val,test}Set.txt`, the same rows, or as `{t
 """
 
 import dataclasses
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data_pipelines.base import ClipLayout, Dataset, is_second, named_splits, read_lines
-from data_pipelines.schema import FETCH, DataError, Example, Record, index_of, order_splits
+from data_pipelines import limits
+from data_pipelines.base import ClipLayout, Dataset
+from data_pipelines.schema import FETCH, DataError, Example, Record, brief, index_of, order_splits
+from data_pipelines.tables import is_second, named_splits, read_lines
 
 # Order of first appearance in Annotations.txt, which is the channel order of the original label arrays.
 CATEGORIES = (
@@ -47,7 +51,6 @@ CATEGORIES = (
   "Accordion",
   "Mandolin",
 )
-MAX_ROWS = 10_000_000  # of an order file
 _SET_FILE, _ORDER_FILE = re.compile(r"(\w+)Set\.txt"), re.compile(r"(\w+)_order\.h5")
 ANNOTATIONS = ("Annotations.txt", "Annotations_with_domain.txt")  # PHP's copy has a sixth field
 
@@ -137,13 +140,27 @@ def read_order(path: Path) -> list[int]:
   import h5py  # only here: it takes a while to load, and most copies of AVE have Set files
 
   try:
+    limits.check_file(path, "label_bytes")
     with h5py.File(path, "r") as file:
-      stored = file["order"]
-      if stored.ndim != 1 or stored.dtype.kind not in "iu" or stored.size > MAX_ROWS:  # a few bytes can announce any size
-        raise DataError(f"{path}: its dataset 'order' is {stored.dtype} {list(stored.shape)}, not row numbers; {FETCH}")
-      return np.asarray(stored).tolist()
+      return _row_numbers(file, path)
   except DataError:
     raise
   except Exception as error:  # damaged bytes fail in every way that HDF5 does
-    reason = f"has no readable dataset 'order' ({type(error).__name__}: {error})"
-    raise DataError(f"{path}: {reason}; {FETCH}".replace("\n", " ")) from error
+    raise DataError(f"{path}: has no readable dataset 'order' ({type(error).__name__}: {brief(error)}); {FETCH}") from error
+
+
+def _row_numbers(file: Any, path: Path) -> list[int]:
+  """The dataset `order` of an open HDF5 file, which must lie in that very file; raises DataError, and as HDF5 does."""
+  import h5py
+
+  if not isinstance(file.get("order", getlink=True), h5py.HardLink):  # a link could name any other file
+    raise DataError(f"{path}: has no readable dataset 'order' of its own; {FETCH}")
+  stored = file["order"]
+  if stored.ndim != 1 or stored.dtype.kind not in "iu":
+    raise DataError(f"{path}: its dataset 'order' is {stored.dtype} {list(stored.shape)}, not row numbers; {FETCH}")
+  if stored.is_virtual or stored.external:
+    raise DataError(f"{path}: its dataset 'order' lies in other files, which are not opened; {FETCH}")
+  for count in (stored.size, math.prod(stored.chunks or ())):  # a few bytes can announce any size
+    if found := limits.excess("label_rows", count, "announces"):
+      raise DataError(f"{path}: its dataset 'order' {found[0]}; {found[1]}")
+  return np.asarray(stored).tolist()

@@ -6,6 +6,7 @@ beside it, or around it (PHP), with `visual_frames`, `audio_wav` and `gt_masks`.
 """
 
 import dataclasses
+import re
 from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -13,9 +14,10 @@ from typing import ClassVar
 import numpy as np
 
 from data_pipelines import media as media_lib
-from data_pipelines import waves
-from data_pipelines.base import ClipLayout, Dataset, read_lines
+from data_pipelines import pictures, waves
+from data_pipelines.base import ClipLayout, Dataset
 from data_pipelines.schema import FETCH, DataError, Example, Media, Record, index_of, order_splits
+from data_pipelines.tables import read_lines
 
 CATEGORIES = (
   "baby_laughter",
@@ -97,6 +99,8 @@ class Masks(Dataset):
     for row, where in table:
       if len(row) != width:
         raise DataError(f"{where}: expected {width} fields, got {','.join(row)!r:.200}; {FETCH}")
+      if not re.fullmatch(r"\w+", row[places["split"]]):  # it becomes the name of folders and of prepared records
+        raise DataError(f"{where}: {row[places['split']]!r:.80} is no name of a split: letters, digits and _ only; {FETCH}")
     ids = [row[places["name"]] for row, _ in table]
     if ids and any(ids == [str(first + i) for i in range(len(ids))] for first in (0, 1)):
       raise DataError(f"{path}: a column that counts the rows stands where the names of clips should; {FETCH}")
@@ -138,15 +142,18 @@ class Masks(Dataset):
     files = self.frames(record)[0].parent, self.sound(record), self.masks(record)[0].parent
     return files if all(path.exists() for path in files) else ()
 
+  def path_names(self, record: Segmentation) -> tuple[str, ...]:
+    return (record.clip, record.split, *filter(None, (record.category,)))
+
   def clip_key(self, record: Segmentation) -> Hashable:
     return record.split, record.category, record.clip  # the masks belong to the clip
 
   def decode_clip(self, record: Segmentation, media: Media) -> Example:
     """visual uint8 [T, H, W, 3], audio int16 [T, S] and label uint8 [T, H, W]; raises MediaError."""
-    visual = np.stack([media_lib.read_image(path, media) for path in self.frames(record)])
+    visual = np.stack([pictures.read_image(path, media) for path in self.frames(record)])
     label = np.zeros(visual.shape[:3], np.uint8)
     for k, path in enumerate(self.masks(record)):
-      label[k] = media_lib.read_mask(path, media)
+      label[k] = pictures.read_mask(path, media)
     sound = self.sound(record)
     if sound.name == waves.FILE_NAME:
       audio = self._seconds_of(waves.read_wave(sound, record.clip, media.sample_rate_hz), media)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import random
-import re
 import threading
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -11,14 +10,13 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from data_pipelines import arrays, pictures, transforms
 from data_pipelines import media as media_lib
-from data_pipelines import transforms
 from data_pipelines.prepared import PreparedStore, open_store
-from data_pipelines.schema import FETCH, DataError, Example, Media, MediaError, Record, order_splits
+from data_pipelines.schema import DataError, Example, Media, MediaError, Record
+from data_pipelines.tables import check_name, read_lines
 
 DEFAULT_CACHE_BYTES = 1_500_000_000
-# Larger files beside the labels are features, or somebody's own: not worth the reading.
-MAX_LABEL_BYTES = 64 << 20
 TOYBOX_HINT = "put the benchmark there, or make the toybox with: python -m data_pipelines.toybox --out={root}"
 
 
@@ -189,7 +187,11 @@ class Dataset:
     if split not in self._records:
       if split not in self.splits():
         raise DataError(f"{type(self).__name__}: no split {split!r} in {self.label_root}, only {', '.join(self.splits())}")
-      self._records[split] = self._read(split)
+      rows = self._read(split)
+      for number, row in enumerate(rows, 1):
+        for name in self.path_names(row):
+          check_name(name, f"{type(self).__name__} {split} in {self.label_root}: row {number}")
+      self._records[split] = rows
     return self._records[split]
 
   def _read(self, split: str) -> list[Record]:
@@ -204,6 +206,10 @@ class Dataset:
     """Names under which the media of a row may be stored, the usual one first."""
     return (record.clip,)
 
+  def path_names(self, record: Record) -> tuple[str, ...]:
+    """What of a row becomes the name of a file or folder; each must be one name, so that no row leads out of the root."""
+    return self.clip_names(record)
+
   def clip_key(self, record: Record) -> Hashable:
     """What `decode_clip` depends on: rows of equal keys share one decoded clip."""
     return record.clip
@@ -214,7 +220,7 @@ class Dataset:
 
   def pictures(self, record: Record) -> tuple[list[Path], list[Path]]:
     """Of a clip that is stored as pictures: the files of its T frames, and of the masks of the first of them."""
-    return media_lib.frame_files(self.clip_files(record)[0], self.seconds), []
+    return pictures.frame_files(self.clip_files(record)[0], self.seconds), []
 
   @functools.cached_property
   def prepared(self) -> PreparedStore | None:
@@ -241,13 +247,13 @@ class Dataset:
       clip = media_lib.decode_clip(files[0], media, self.seconds, spread=self.spread)
       return {"visual": clip.visual, "audio": clip.audio}
     return {
-      "visual": media_lib.read_frames(files[0], media, self.seconds),
+      "visual": pictures.read_frames(files[0], media, self.seconds),
       "audio": self._read_wave(files[1], media),
     }
 
   def _read_wave(self, path: Path, media: Media) -> np.ndarray:
     """Sound beside frames -> int16 [T, S]."""
-    read = media_lib.read_npy_wave if path.suffix.lower() == ".npy" else media_lib.decode_audio
+    read = arrays.read_npy_wave if path.suffix.lower() == ".npy" else media_lib.decode_audio
     return self._seconds_of(read(path, media.sample_rate_hz), media)
 
   def _seconds_of(self, wave: np.ndarray, media: Media) -> np.ndarray:
@@ -376,22 +382,3 @@ class Source:
     for array in clip.values():
       array.setflags(write=False)  # it will be handed out again
     return clip
-
-
-def read_lines(path: Path) -> list[str]:
-  """Lines of a text file without line ends; raises DataError if it is not text."""
-  try:
-    return path.read_text(encoding="utf-8-sig").splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise DataError(f"{path}: cannot be read as UTF-8 text ({error}); {FETCH}") from error
-
-
-def is_second(text: str) -> bool:
-  """Whether a field of a label file is a whole number of seconds."""
-  return text.isdecimal() and len(text) < 10
-
-
-def named_splits(paths: Sequence[Path], pattern: re.Pattern[str]) -> dict[str, Path]:
-  """Split name (group 1 of the compiled pattern) -> file, in the usual order of splits."""
-  found = {m.group(1): p for p in paths if (m := pattern.fullmatch(p.name))}
-  return {split: found[split] for split in order_splits(found)}

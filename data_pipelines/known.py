@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_pipelines import ave, avsbench, llp
-from data_pipelines.base import read_lines
 from data_pipelines.schema import QUESTION_TYPES
+from data_pipelines.tables import read_lines
 
 # Splits without which a run can neither train nor tell what it learned.
 NEEDED = ("train", "test")

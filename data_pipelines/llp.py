@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.base import ClipLayout, Dataset, is_second, named_splits, read_lines
+from data_pipelines.base import ClipLayout, Dataset
 from data_pipelines.schema import FETCH, DataError, Example, Record, index_of
+from data_pipelines.tables import is_second, named_splits, read_lines
 
 CATEGORIES = (
   "Speech",

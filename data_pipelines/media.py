@@ -1,11 +1,11 @@
-"""Decoding of mp4, wav, npy, jpg and png files into numpy.
+"""Decoding of mp4, wav and other files of video and sound into numpy; `arrays` reads npy, `pictures` jpg and png.
 
 Whatever goes wrong with a file becomes a MediaError that names it, the reason and the mend.
 """
 
 import contextlib
 import dataclasses
-import re
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -14,17 +14,16 @@ import numpy as np
 import soxr
 from PIL import Image
 
-from data_pipelines import transforms
-from data_pipelines.schema import Media, MediaError
+from data_pipelines import limits, transforms
+from data_pipelines.schema import AGAIN, Media, MediaError, brief
 
-AGAIN = "fetch or make this file again, or let on_bad_clip='skip' leave it out"
 # A stream may end this much before what its header promises (rounding, encoder delay); more means a cut file.
 SLACK_S = 1.0
-# DG-SCT and PHP store waves at this rate; an .npy file has no header that could tell it.
-NPY_RATE_HZ = 32000
 # Endings of the files that are read, in small letters; `present` finds the same in capitals.
 VIDEO, WAVES, PICTURES = ".mp4", (".npy", ".wav"), (".jpg", ".jpeg", ".png")
 ENDINGS = (VIDEO, *WAVES, *PICTURES)
+# What FFmpeg may take a file for, whatever its name says: no playlists, which open the files and addresses that they name.
+FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,wav,w64,aiff,au,caf,flac,ogg,mp3,aac,amr"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +66,23 @@ def present(path: Path) -> Path | None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path | str) -> Iterator[av.container.InputContainer]:
+def opened(path: Path | str) -> Iterator[av.container.InputContainer]:
   """Opens a file for decoding; every failure inside the block becomes a MediaError."""
-  if not Path(path).is_file():
-    raise MediaError(path, "no such file", AGAIN)
+  limits.check_file(path)
+  options = {"protocol_whitelist": "file", "format_whitelist": FORMATS, "max_pixels": _max_pixels()}
   try:
-    with av.open(str(path), metadata_errors="ignore") as container:  # titles are not always UTF-8
+    # Absolute, for FFmpeg takes what stands before a colon for a protocol. Titles are not always UTF-8.
+    with av.open(os.path.abspath(path), options=options, metadata_errors="ignore") as container:
       yield container
-  except (av.error.FFmpegError, _Damaged) as error:
-    raise MediaError(path, f"cannot be decoded ({getattr(error, 'strerror', error)})", AGAIN) from error
+  except MediaError:
+    raise
+  except Exception as error:  # damaged bytes fail in every way that FFmpeg and its Python face do
+    raise MediaError(path, f"cannot be decoded ({brief(getattr(error, 'strerror', None) or error)})", AGAIN) from error
+
+
+def _max_pixels() -> str:
+  """For FFmpeg, which checks it before it allocates a frame."""
+  return str(int(min(limits.current().frame_pixels, 2**31 - 1)))
 
 
 def _stream(container: av.container.InputContainer, kind: str, path: Path | str) -> av.stream.Stream:
@@ -85,23 +92,27 @@ def _stream(container: av.container.InputContainer, kind: str, path: Path | str)
     raise MediaError(path, f"has no {kind} track", f"a clip needs one: {AGAIN}")
   if streams[0].codec_context is None:
     raise MediaError(path, f"its {kind} track is of an unknown kind, which cannot be decoded", AGAIN)
+  context = streams[0].codec_context
+  if kind == "video":
+    limits.check_picture(path, context.width, context.height, "frame_pixels")
+    context.options = {"max_pixels": _max_pixels()}
   # The loader's threads already fill the cores, and small clips lose more to thread start than they gain.
-  streams[0].codec_context.thread_count = 1
+  context.thread_count = 1
   return streams[0]
 
 
 def _duration_s(container: av.container.InputContainer) -> float:
   """Length of the file; read off the packets where the header does not say it."""
-  if container.duration:
+  if container.duration and container.duration > 0:
     return container.duration / av.time_base
-  ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in container.demux() if p.pts is not None]
+  ends = [float((p.pts + (p.duration or 0)) * p.time_base) for p in container.demux() if p.pts is not None and p.time_base]
   container.seek(0)
   return max(ends, default=0.0)
 
 
 def _length_s(stream: av.stream.Stream, otherwise: float) -> float:
   """Length of one stream by its header."""
-  return float(stream.duration * stream.time_base) if stream.duration else otherwise
+  return float(stream.duration * stream.time_base) if stream.duration and stream.time_base else otherwise
 
 
 class _NearestFrames:
@@ -129,7 +140,8 @@ class _NearestFrames:
 class _Samples:
   """Collects audio frames as one mono wave that begins at the start of the clip."""
 
-  def __init__(self) -> None:
+  def __init__(self, path: Path | str = "") -> None:
+    self.path = path
     self.pieces: list[np.ndarray] = []
     self.form: tuple[str, int, int] | None = None  # of the first frame
     self.rate_hz, self.start_s, self.count = 0, 0.0, 0
@@ -144,6 +156,8 @@ class _Samples:
     if self.form is None:
       if not frame.sample_rate:
         raise _Damaged("its sound has no sample rate")
+      limits.check_media(self.path, "sample_rate_hz", frame.sample_rate, "has sound of")
+      limits.check_media(self.path, "duration_s", abs(time), "has sound that begins at")
       self.form, self.rate_hz, self.start_s = form, frame.sample_rate, time
     if form != self.form:
       told = " to ".join(f"{kind}, {channels} channels, {rate} Hz" for kind, channels, rate in (self.form, form))
@@ -153,6 +167,9 @@ class _Samples:
     piece = _mono(frame)
     self.pieces.append(piece)
     self.count += len(piece)
+    limits.check_media(self.path, "duration_s", self.end_s, "has sound up to")
+    held = (self.count + max(self.start_s, 0) * self.rate_hz) * frame.layout.nb_channels
+    limits.check_media(self.path, "samples", held, "has sound of")
 
   def wave(self, rate_hz: int) -> np.ndarray:
     """float32 [n] at rate_hz; sample 0 is the start of the clip, whenever the audio itself begins."""
@@ -208,8 +225,12 @@ def _decode(
 ) -> None:
   """Feeds both collectors in one pass over the file and stops when they have what they want."""
   origin = (container.start_time or 0) / av.time_base
+  frames, pixels, path = 0, 0, samples.path
   for frame in container.decode(streams):
     if isinstance(frame, av.VideoFrame):
+      frames, pixels = frames + 1, pixels + frame.width * frame.height
+      limits.check_media(path, "frames", frames, "needs")
+      limits.check_media(path, "video_pixels", pixels, "needs")
       nearest.add(frame, _time(frame, nearest.last_time) - origin)
     elif samples.end_s < audio_until_s:
       samples.add(frame, _time(frame, samples.end_s) - origin)
@@ -248,11 +269,12 @@ def read_seconds(path: Path | str, seconds: int, *, spread: bool = False) -> Sec
     MediaError: missing or broken file, no video or no audio track, a file that ends long before its stated
       length.
   """
-  with _opened(path) as container:
+  with opened(path) as container:
     streams = [_stream(container, kind, path) for kind in ("video", "audio")]
     duration = _duration_s(container)
     starts = transforms.pick_seconds(duration, seconds, spread=spread)
-    nearest, samples = _NearestFrames(starts + 0.5), _Samples()
+    limits.check_media(path, "duration_s", float(starts[-1] + 1), "is shown to its end at")
+    nearest, samples = _NearestFrames(starts + 0.5), _Samples(path)
     _decode(container, streams, nearest, samples, float(starts[-1] + 1))
     promised = [_length_s(stream, duration) for stream in streams]
     if nearest.last is None or not samples.count:
@@ -268,11 +290,12 @@ def decode_video(path: Path | str, times: Sequence[float], media: Media) -> tupl
 
   Raises MediaError as `decode_clip`; the file needs no audio here.
   """
-  with _opened(path) as container:
+  with opened(path) as container:
     stream = _stream(container, "video", path)
     duration = _duration_s(container)
     nearest = _NearestFrames(times)
-    _decode(container, [stream], nearest, _Samples(), 0.0)
+    limits.check_media(path, "duration_s", float(times[-1]), "is shown up to")
+    _decode(container, [stream], nearest, _Samples(path), 0.0)
     if nearest.last is None:
       raise MediaError(path, "its video track is empty", AGAIN)
     _check_end(path, "video", nearest.last_time, _length_s(stream, duration), float(times[-1]))
@@ -284,116 +307,12 @@ def decode_audio(path: Path | str, sample_rate_hz: int) -> np.ndarray:
 
   Raises MediaError: missing or broken file, no audio track or an empty one.
   """
-  with _opened(path) as container:
+  with opened(path) as container:
     stream = _stream(container, "audio", path)
     promised = _length_s(stream, 0.0)
-    samples = _Samples()
+    samples = _Samples(path)
     _decode(container, [stream], _NearestFrames([]), samples, np.inf)
     if not samples.count:
       raise MediaError(path, "its audio track is empty", AGAIN)
     _check_end(path, "audio", samples.end_s, promised, np.inf)
   return samples.wave(sample_rate_hz)
-
-
-def read_npy_wave(path: Path | str, sample_rate_hz: int) -> np.ndarray:
-  """`wave/<id>.npy` of DG-SCT and PHP, 32 kHz and any number type -> float32 [n] in [-1, 1].
-
-  Raises MediaError: missing or broken file, or one that holds anything but finite numbers (pickles are never opened).
-  """
-  try:
-    with open(path, "rb") as file:
-      wave = np.lib.format.read_array(file, allow_pickle=False).reshape(-1)
-  except Exception as error:  # the header is Python text: damaged, it fails in every way that Python's parser does
-    reason = f"cannot be read as an array ({type(error).__name__}: {error})"
-    raise MediaError(path, reason.replace("\n", " "), AGAIN) from error
-  return resample(unit_wave(wave, path), NPY_RATE_HZ, sample_rate_hz)
-
-
-@dataclasses.dataclass(frozen=True)
-class Range:
-  """What tells the scale of samples: their largest magnitude, and whether all of them are whole numbers."""
-
-  peak: float
-  whole: bool
-
-  @classmethod
-  def of(cls, samples: np.ndarray, path: Path | str) -> "Range":
-    """That of samples [n]; raises MediaError, naming `path`, if they are no finite numbers."""
-    if not samples.size or samples.dtype.kind not in "fiu":
-      raise MediaError(path, f"holds {samples.size} values of type {samples.dtype}, not samples", AGAIN)
-    low, high = float(samples.min()), float(samples.max())  # nan and infinity come through both
-    if not (np.isfinite(low) and np.isfinite(high)):
-      raise MediaError(path, "holds samples that are not finite", AGAIN)
-    return cls(max(-low, high), samples.dtype.kind != "f" or bool((samples == np.rint(samples)).all()))
-
-  def __or__(self, other: "Range") -> "Range":
-    """That of both together."""
-    return Range(max(self.peak, other.peak), self.whole and other.whole)
-
-
-def unit_wave(samples: np.ndarray, path: Path | str, around: Range | None = None) -> np.ndarray:
-  """Stored samples [n] of any whole or floating type -> float32 [n] in [-1, 1]; raises MediaError, naming `path`.
-
-  The type does not tell the scale: samples of 16 bit are also found as int32 and as floats, so the range decides: `around`,
-  that of all sounds stored together, where it is known, for a quiet clip alone says little. Floats that are all whole
-  numbers are of 16 bit.
-  """
-  found = Range.of(samples, path)
-  around = around or found
-  wave = samples.astype(np.float32)
-  if samples.dtype.kind == "u":  # half of the range is silence, as in 8-bit wav
-    return wave / 2.0 ** (8 * samples.dtype.itemsize - 1) - 1
-  if samples.dtype.kind == "f" and around.peak <= 2 and not around.whole:  # true float audio does not get anywhere near 2
-    return wave
-  bits = 8 if samples.dtype == np.int8 else 16 if around.peak <= 32768 else 32
-  return wave / np.float32(2.0 ** (bits - 1))
-
-
-def read_image(path: Path | str, media: Media) -> np.ndarray:
-  """jpg or png -> uint8 [H, W, 3], bicubic; raises MediaError."""
-  return transforms.resize_image(_load_image(path), media.image_size, crop=media.crop)
-
-
-def read_mask(path: Path | str, media: Media) -> np.ndarray:
-  """Mask png (1-bit, palette, grey, colour) -> uint8 [H, W] in {0, 1}, nearest pixel; raises MediaError."""
-  image = _load_image(path)
-  if image.mode in ("LA", "RGBA", "PA"):
-    image = image.convert("RGB")  # opaque alpha would read as foreground
-  binary = transforms.binarise(np.asarray(image), indices=image.mode == "P")
-  return transforms.resize_mask(binary, media.image_size, crop=media.crop)
-
-
-def _load_image(path: Path | str) -> Image.Image:
-  try:
-    with Image.open(path) as image:
-      image.load()
-      return image
-  except FileNotFoundError as error:
-    raise MediaError(path, "no such file", AGAIN) from error
-  except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-    raise MediaError(path, f"cannot be decoded as a picture ({error})".replace("\n", " "), AGAIN) from error
-
-
-def read_frames(folder: Path, media: Media, seconds: int) -> np.ndarray:
-  """A folder of numbered jpg or png frames -> uint8 [T, H, W, 3], the files of `frame_files`.
-
-  Raises MediaError: no folder, no pictures in it, or a broken picture.
-  """
-  chosen = frame_files(folder, seconds)
-  pictures = {path: read_image(path, media) for path in dict.fromkeys(chosen)}
-  return np.stack([pictures[path] for path in chosen])
-
-
-def frame_files(folder: Path, seconds: int) -> list[Path]:
-  """T of the numbered jpg or png files of a folder, spread evenly over it; raises MediaError if it holds none.
-
-  The digits of the names and the frames per second do not matter: LLP's 80 files (8 a second) give ten, as ten do; of
-  fewer than T some are shown twice.
-  """
-  found = folder.iterdir() if folder.is_dir() else ()
-  # Names with a leading dot are leavings of the systems that packed the folder ("._00000001.jpg"), and no pictures.
-  paths = [p for p in found if p.suffix.lower() in PICTURES and not p.name.startswith(".")]
-  if not paths:
-    raise MediaError(folder, "holds no frames (jpg or png)", AGAIN)
-  paths.sort(key=lambda p: [int(x) if x.isdecimal() else x for x in re.split(r"(\d+)", p.name)])
-  return [paths[i] for i in transforms.pick_files(len(paths), seconds)]

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from data_pipelines.base import ClipLayout, Dataset, named_splits
+from data_pipelines.base import ClipLayout, Dataset
 from data_pipelines.schema import FETCH, QUESTION_TYPES, DataError, Example, Record, index_of
+from data_pipelines.tables import MAX_TEXT, named_splits, read_json
 
 PAD = "<pad>"
 QUESTION_LENGTH = 14
@@ -138,7 +139,7 @@ class MusicAVQA(Dataset):
   def _read_vocabulary(self) -> dict[str, list[str]]:
     if not (path := self.find_file("vocabulary.json")):
       return {"words": list(WORDS), "answers": list(ANSWERS)}
-    found = _load_json(path)
+    found = read_json(path)
     lists = [found.get(key) for key in ("words", "answers")] if isinstance(found, dict) else []
     if not lists or not all(_are_names(x) for x in lists):
       raise DataError(f'{path}: expected {{"words": [...], "answers": [...]}}, each name once')
@@ -151,7 +152,7 @@ class MusicAVQA(Dataset):
 
   def _read(self, split: str) -> list[Question]:
     path = self._files[split]
-    rows = _load_json(path)
+    rows = read_json(path)
     if not isinstance(rows, list):
       raise DataError(f"{path}: expected a list of questions; {FETCH}")
     return [self._row(row, f"{path}: question {i + 1}") for i, row in enumerate(rows)]
@@ -221,7 +222,7 @@ def _padded(tokens: tuple[int, ...]) -> np.ndarray:
 
 def _parse_names(text: Any, where: str) -> list[str]:
   """A list of names written as a string, in JSON or Python spelling; nothing in it is ever run."""
-  for parse in (json.loads, ast.literal_eval):
+  for parse in (json.loads, ast.literal_eval) if not isinstance(text, str) or len(text) <= MAX_TEXT else ():
     try:
       value = parse(text) if isinstance(text, str) else text
     except (ValueError, SyntaxError, RecursionError, MemoryError):  # the last two: thousands of brackets
@@ -229,10 +230,3 @@ def _parse_names(text: Any, where: str) -> list[str]:
     if isinstance(value, list) and all(isinstance(name, str) for name in value):
       return value
   raise DataError(f"{where}: {text!r:.80} is not a list of names; {FETCH}")
-
-
-def _load_json(path: Path) -> Any:
-  try:
-    return json.loads(path.read_text(encoding="utf-8-sig"))
-  except (OSError, ValueError, RecursionError) as error:
-    raise DataError(f"{path}: cannot be read as JSON ({error}); {FETCH}") from error

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipelines import records
-from data_pipelines.base import MAX_LABEL_BYTES, Dataset
+from data_pipelines import limits, records
+from data_pipelines.base import Dataset
 from data_pipelines.encode import JPEG_QUALITY, Encoding
 from data_pipelines.schema import DataError
 
@@ -45,7 +45,7 @@ def label_files(dataset: Dataset) -> list[Path]:
   """The small text files in the two folders where a reader looks for labels, splits and vocabularies."""
   beside = {path for folder in (dataset.root, dataset.label_root) for path in folder.iterdir()}
   found = [path for path in beside if path.name.endswith(LABEL_ENDINGS) and path.is_file()]
-  return sorted(path for path in found if path.stat().st_size <= MAX_LABEL_BYTES)
+  return sorted(path for path in found if path.stat().st_size <= limits.current().label_bytes)
 
 
 def describe(dataset: Dataset, name: str, encoding: Encoding, clips_per_shard: int, labels: Sequence[Path]) -> dict[str, Any]:
@@ -68,6 +68,8 @@ def keep_settings(folder: Path, settings: dict[str, Any], overwrite: bool) -> No
   if overwrite:
     _empty(folder)
   elif (known := records.read_json(path)) is not None and known != settings:
+    with records.expecting(path):
+      records.typed(known, dict)
     changes = ", ".join(f"{key} was {was!r}, is {now!r}" for key, was, now in _differences(known, settings))
     raise DataError(
       f"{folder}: holds records of other settings ({changes}); make them anew with --overwrite, or name another --out"

@@ -37,8 +37,11 @@ def suspects(folder: Path) -> list[Clip]:
   """The clips that dead processes left in flight, in order. Only for whoever holds the lock, while no worker runs."""
   found = []
   for path in (folder / records.JOURNAL).glob(f".*{_ENDING}"):
-    if text := path.read_text(encoding="utf-8"):  # empty: killed before it was written
-      found.append((*json.loads(text),))
+    if not path.stat().st_size:  # killed before it was written
+      continue
+    with records.expecting(path):
+      split, clip = records.read_json(path)
+      found.append((records.typed(split, str), records.typed(clip, str)))
   return sorted(found)
 
 

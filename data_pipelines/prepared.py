@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from data_pipelines import media as media_lib
-from data_pipelines import records, transforms
-from data_pipelines.schema import DataError, Example, Media, MediaError
+from data_pipelines import pictures, records, transforms
+from data_pipelines.schema import DataError, Example, Media, MediaError, brief
+from data_pipelines.tables import is_name
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 COPY = "copy the folder again, or run data_pipelines.prepare again: it makes what is damaged anew"
@@ -49,10 +50,13 @@ class PreparedStore:
       raise DataError(f"{folder}: is not complete; run the same data_pipelines.prepare again, it goes on where it stopped")
     self.folder, self._spread = folder, spread
     with records.expecting(folder / records.MANIFEST):
-      self.settings, self.shards = manifest["settings"], manifest["shards"]
-      self._reasons = {x["clip"]: x["reason"] for x in manifest["left_out"]}
-      self._stored_hz, self._places = int(self.settings["sample_rate_hz"]), _places(self.shards)
-    self._sources: dict[str, Sequence[dict[str, Any]]] = {}
+      self.settings, self.shards = manifest["settings"], [_shard(x) for x in records.typed(manifest["shards"], list)]
+      self._reasons = {records.typed(x["clip"], str): str(x["reason"]) for x in manifest["left_out"]}
+      self._stored_hz, self._places = records.typed(self.settings["sample_rate_hz"], int, 1), _places(self.shards)
+      for name in records.typed(self.settings["labels"], dict):
+        if not all(is_name(part) for part in name.split("/")):
+          raise TypeError(f"{name!r:.80} is no path inside the dataset folder")
+    self._sources: dict[str, records.SplitReader] = {}
     self._lock = threading.Lock()
 
   def __getstate__(self) -> dict[str, Any]:
@@ -106,7 +110,7 @@ class PreparedStore:
     if "label" in zeros:
       result["label"] = zeros["label"].copy()
       for label, mask in zip(result["label"], example["masks"], strict=False):
-        label[:] = media_lib.read_mask(_Named(mask, where), media)
+        label[:] = pictures.read_mask(_Named(mask, where), media)
     for name, array in result.items():
       if array.shape != zeros[name].shape:
         raise DataError(f"{where}: its {name} is {array.shape}, not {zeros[name].shape}; {AGAIN}")
@@ -120,26 +124,24 @@ class PreparedStore:
     source = self._source(split)
     try:
       example = source[position]
-    except (RuntimeError, ValueError) as error:  # array_record, protobuf
-      reason = f"clip {clip!r} cannot be read ({error})".replace("\n", " ")
-      raise MediaError(self.folder, reason, AGAIN) from error
+    except Exception as error:  # damaged bytes fail in every way that array_record, protobuf and TFDS do
+      raise MediaError(self.folder, f"clip {clip!r} cannot be read ({brief(error)})", AGAIN) from error
     if example["clip"] != records.to_bytes(clip):
       raise MediaError(self.folder, f"another clip stands where the manifest has {clip!r}", AGAIN)
     return example
 
-  def _source(self, split: str) -> Sequence[dict[str, Any]]:
-    """The TFDS data source of a split, opened when first asked for."""
+  def _source(self, split: str) -> records.SplitReader:
+    """The records of a split, opened when first asked for."""
     with self._lock:
       if split not in self._sources:
-        import tensorflow_datasets as tfds
-
-        for shard in self.shards:
-          if shard["split"] == split and (words := self.damage(shard, hashed=False)):
+        shards = [shard for shard in self.shards if shard["split"] == split]
+        for shard in shards:
+          if words := self.damage(shard, hashed=False):
             raise MediaError(self.folder / shard["file"], words, COPY)
         try:
-          self._sources[split] = tfds.builder_from_directory(str(self.folder)).as_data_source(split)
-        except Exception as error:  # metadata of TFDS that is damaged: each of its parts fails in its own way
-          raise MediaError(self.folder, f"cannot be opened ({error})".replace("\n", " "), COPY) from error
+          self._sources[split] = records.SplitReader({self.folder / x["file"]: len(x["clips"]) for x in shards if x["clips"]})
+        except Exception as error:  # as in `_read`
+          raise MediaError(self.folder, f"cannot be opened ({brief(error)})", COPY) from error
       return self._sources[split]
 
   def _audio(self, samples: np.ndarray, media: Media) -> np.ndarray:
@@ -149,12 +151,23 @@ class PreparedStore:
     because what stands before and after each is not its own.
     """
     stored_hz, rate_hz = self._stored_hz, media.sample_rate_hz
+    if len(samples) % stored_hz:
+      raise DataError(f"{self.folder}: {len(samples)} samples are no whole seconds of {stored_hz} Hz; {AGAIN}")
     seconds = samples.reshape(-1, stored_hz)
     if rate_hz == stored_hz:
       return seconds.copy()  # what was read from a file belongs to the record
     waves = seconds if self._spread else samples[None]
     wave = np.concatenate([media_lib.resample(x.astype(np.float32) / 32768, stored_hz, rate_hz) for x in waves])
     return transforms.cut_seconds(wave, rate_hz, np.arange(len(seconds)))
+
+
+def _shard(value: Any) -> dict[str, Any]:
+  """One of the manifest's shards; raises KeyError and TypeError if it is none, or of a file that lies elsewhere."""
+  if not is_name(file := records.typed(value["file"], str)):
+    raise TypeError(f"{file!r:.80} is no name of a shard")
+  clips = [records.typed(clip, str) for clip in records.typed(value["clips"], list)]
+  split, sha256 = records.typed(value["split"], str), records.typed(value["sha256"], str)
+  return {"file": file, "split": split, "size": records.typed(value["size"], int, 0), "sha256": sha256, "clips": clips}
 
 
 def _places(shards: Sequence[dict[str, Any]]) -> dict[str, tuple[str, int, str]]:
@@ -181,5 +194,5 @@ class _Named(io.BytesIO):
 
 def _pictures(frames: Sequence[bytes], media: Media, where: str) -> np.ndarray:
   """Encoded frames -> uint8 [T, H, W, 3]; one shown twice is decoded once."""
-  done = {frame: media_lib.read_image(_Named(frame, where), media) for frame in dict.fromkeys(frames)}
+  done = {frame: pictures.read_image(_Named(frame, where), media) for frame in dict.fromkeys(frames)}
   return np.stack([done[frame] for frame in frames])

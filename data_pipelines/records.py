@@ -12,16 +12,18 @@ journal/*.stamps, which say when the media were touched last, so that they need 
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from data_pipelines import limits
 from data_pipelines.schema import DataError, Example
 
 if TYPE_CHECKING:
@@ -69,10 +71,12 @@ def dump_json(value: Any) -> str:
 def read_json(path: Path) -> Any:
   """The value of a file that this package wrote; None if there is none; raises DataError if it is damaged."""
   try:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(limits.read_label_bytes(path))
   except FileNotFoundError:
     return None
-  except ValueError as error:
+  except DataError:
+    raise
+  except (ValueError, RecursionError) as error:
     raise DataError(f"{path}: is damaged ({error}); delete it and run data_pipelines.prepare again") from error
 
 
@@ -81,9 +85,18 @@ def expecting(path: Path) -> Iterator[None]:
   """Around code that takes a value of `read_json` apart: what does not fit is a DataError."""
   try:
     yield
-  except (KeyError, TypeError, AttributeError) as error:
+  except DataError:
+    raise
+  except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
     reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
     raise DataError(f"{path}: is damaged ({reason}); delete it and run data_pipelines.prepare again") from error
+
+
+def typed(value: Any, kind: type, least: int | None = None) -> Any:
+  """A value of `read_json` that must be of a type, and at least `least`; raises TypeError."""
+  if not isinstance(value, kind) or (least is not None and value < least):
+    raise TypeError(f"{value!r:.80} stands where {kind.__name__} should{'' if least is None else f' of at least {least}'}")
+  return value
 
 
 def partial_path(path: Path) -> Path:
@@ -103,6 +116,27 @@ def write_atomic(path: Path, content: bytes) -> None:
   partial.rename(path)
 
 
+def media_features() -> dict[str, Any]:
+  """The TFDS features of an example that do not depend on the dataset, see `build_features`."""
+  import tensorflow_datasets as tfds
+
+  texts = lambda: tfds.features.Sequence(tfds.features.Text())
+  return {
+    "clip": tfds.features.Text(),
+    "ids": texts(),
+    "frames": texts(),
+    "masks": texts(),
+    "audio": _bytes_of((None,), np.int16),
+    "duration_s": np.float32,
+  }
+
+
+def _bytes_of(shape: tuple[int | None, ...], dtype: Any) -> Any:
+  import tensorflow_datasets as tfds
+
+  return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES)
+
+
 def build_features(labels: Example) -> "FeaturesDict":
   """The TFDS features of an example, for a dataset whose rows have these label arrays.
 
@@ -112,19 +146,39 @@ def build_features(labels: Example) -> "FeaturesDict":
   """
   import tensorflow_datasets as tfds
 
-  bytes_of = lambda shape, dtype: tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES)
-  texts = lambda: tfds.features.Sequence(tfds.features.Text())
-  return tfds.features.FeaturesDict(
-    {
-      "clip": tfds.features.Text(),
-      "ids": texts(),
-      "frames": texts(),
-      "masks": texts(),
-      "audio": bytes_of((None,), np.int16),
-      "duration_s": np.float32,
-      "labels": {key: bytes_of((None, *value.shape), value.dtype) for key, value in labels.items()},
-    }
-  )
+  arrays = {key: _bytes_of((None, *value.shape), value.dtype) for key, value in labels.items()}
+  return tfds.features.FeaturesDict({**media_features(), "labels": arrays})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+  """A whole file, in the words of ArrayRecord."""
+
+  filename: str
+  take: int
+  examples_in_shard: int
+  skip: int = 0
+
+
+class SplitReader:
+  """The media of the examples in some shards of one split, by their place in the split; all but the labels.
+
+  It opens the shards by the names it is given and knows the features: TFDS's own metadata would name classes to be imported and
+  files to be read, and what a folder from elsewhere holds is data, never code.
+  """
+
+  def __init__(self, shards: Mapping[Path, int]) -> None:
+    """Takes the files and how many records each holds; raises RuntimeError and ValueError, as ArrayRecord does."""
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    self._features = tfds.features.FeaturesDict(media_features())
+    # The numbers are told, so that each file is opened when it is needed: one that is damaged keeps nobody from the others.
+    self._source = ArrayRecordDataSource([_Whole(os.fspath(path), count, count) for path, count in shards.items()])
+
+  def __getitem__(self, position: int) -> dict[str, Any]:
+    """An encoded example; raises RuntimeError, ValueError and protobuf's DecodeError for a damaged one."""
+    return self._features.deserialize_example_np(self._source[position])
 
 
 class Serializer:

@@ -8,8 +8,9 @@ from typing import Any
 # One example or batch: arrays plus "id" (a str, or a list[str] in a batch).
 Example = dict[str, Any]
 
-# The mend of a damaged annotation file.
+# The mend of a damaged annotation file, and of a media file.
 FETCH = "fetch this file again"
+AGAIN = "fetch or make this file again, or let on_bad_clip='skip' leave it out"
 
 SPLITS = ("train", "val", "test", "unseen")
 
@@ -30,6 +31,12 @@ QUESTION_TYPES = (
 def printable(text: object) -> str:
   """Text, or a path as text, that every terminal and file takes: bytes that are no UTF-8 become escapes such as \\udcff."""
   return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def brief(error: object) -> str:
+  """What an error of another library says, as one line of bearable length: some quote the whole file that they cannot read."""
+  words = " ".join(str(error).split())
+  return words if len(words) <= 300 else f"{words[:300]} ..."
 
 
 class DataError(ValueError):

@@ -63,9 +63,13 @@ class ShardEntry:
   @classmethod
   def from_json(cls, value: Any, path: Path) -> "ShardEntry":
     """The value of the journal file `path`; raises DataError if it is no journal."""
+    text, number = lambda x: records.typed(x, str), lambda x: records.typed(x, int, 0)
     with records.expecting(path):
-      clips = [ClipEntry(x["clip"], tuple(Fingerprint(**file) for file in x["files"]), x["reason"]) for x in value["clips"]]
-      return cls(value["file"], value["split"], value["size"], value["sha256"], tuple(clips))
+      clips = []
+      for x in records.typed(value["clips"], list):
+        files = (Fingerprint(text(f["path"]), number(f["size"]), text(f["sha256"])) for f in records.typed(x["files"], list))
+        clips.append(ClipEntry(text(x["clip"]), tuple(files), text(x["reason"])))
+      return cls(text(value["file"]), text(value["split"]), number(value["size"]), text(value["sha256"]), tuple(clips))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +142,8 @@ class ShardMaker:
     if (value := records.read_json(journal)) is None or not path.is_file():
       return None
     entry, known = ShardEntry.from_json(value, journal), _read_stamps(self.stamps(shard))
+    if (entry.file, entry.split, tuple(clip.clip for clip in entry.clips)) != (shard.file, shard.split, shard.clips):
+      return None  # it tells of other clips than the label files
     if path.stat().st_size != entry.size or records.file_sha256(path) != entry.sha256:
       return None
     for clip in entry.clips:
@@ -226,7 +232,7 @@ class ShardMaker:
 def _read_stamps(path: Path) -> dict[str, Stamp]:
   """The stamps beside a journal; {} without them."""
   with records.expecting(path):
-    return {name: Stamp(**stamp) for name, stamp in (records.read_json(path) or {}).items()}
+    return {name: Stamp(**stamp) for name, stamp in records.typed(records.read_json(path) or {}, dict).items()}
 
 
 @contextlib.contextmanager

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from data_pipelines import media, transforms
+from data_pipelines import arrays, limits, media, transforms
 from data_pipelines.base import ClipCache
-from data_pipelines.schema import FETCH, MediaError
+from data_pipelines.schema import FETCH, MediaError, brief
 
 FILE_NAME = "AVS.npy"
 # int16 samples of a whole S4 category take 20 to 60 MB: enough for some of them, and little beside decoded clips (twice the
@@ -147,7 +147,7 @@ def read_wave(path: Path, name: str, sample_rate_hz: int) -> np.ndarray:
   table = _table(path)
   if (key := _key(table, name)) is None:
     raise MediaError(path, f"has no sound {name + '.wav'!r} among its {len(table)}", media.AGAIN)
-  return media.resample(table[key].astype(np.float32) / 32768, media.NPY_RATE_HZ, sample_rate_hz)
+  return media.resample(table[key].astype(np.float32) / 32768, arrays.NPY_RATE_HZ, sample_rate_hz)
 
 
 def num_samples(path: Path, name: str) -> int | None:
@@ -168,6 +168,7 @@ def _key(table: dict[str, np.ndarray], name: str) -> str | None:
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
   """All sounds of an AVS.npy: name -> int16 [n] at 32 kHz; raises as `read_wave`."""
+  limits.check_file(path, "table_bytes")
   try:
     with open(path, "rb") as file:
       _check_header(file)
@@ -178,24 +179,21 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
     (table,) = _Arrays(content, encoding="latin1").load().content
     return _unit_waves(_flat(table, size), path)
   except _Refused as error:
-    why = f"asks for {error}, which arrays of numbers do not need, and was not opened"
+    why = f"asks for {brief(error)}, which arrays of numbers do not need, and was not opened"
     raise MediaError(path, why, f"{FETCH} from a source that you trust") from None
   except MediaError:
     raise
   except Exception as error:  # the bytes of a damaged pickle are wrong instructions: they fail in every way there is
-    reason = f"cannot be read as a table of sounds ({type(error).__name__}: {error})"
-    raise MediaError(path, reason.replace("\n", " "), media.AGAIN) from error
+    reason = f"cannot be read as a table of sounds ({type(error).__name__}: {brief(error)})"
+    raise MediaError(path, reason, media.AGAIN) from error
 
 
 def _check_header(file: BinaryIO) -> None:
   """Moves behind the header of an .npy file; raises ValueError if it announces anything but one pickled object."""
-  version = np.lib.format.read_magic(file)
-  read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-  if not read:
-    raise ValueError(f"npy version {version}")
-  shape, _, dtype = read(file)
-  if shape != () or dtype.char != "O":
-    raise ValueError(f"an array of type {dtype} and shape {shape}")
+  found = arrays.read_header(file)
+  if found.shape != () or found.dtype.char != "O":
+    raise ValueError(f"an array of type {found.dtype} and shape {found.shape}")
+  file.seek(found.begin)
 
 
 def _scan(content: BinaryIO, size: int) -> None:
@@ -244,11 +242,11 @@ def _unit_waves(sounds: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarr
 
   All sounds of a table that are of one type have one scale, whatever a quiet one looks like alone.
   """
-  ranges: dict[np.dtype, media.Range] = {}
+  ranges: dict[np.dtype, arrays.Range] = {}
   for wave in sounds.values():
-    found = media.Range.of(wave, path)
+    found = arrays.Range.of(wave, path)
     ranges[wave.dtype] = ranges[wave.dtype] | found if wave.dtype in ranges else found
-  return {name: transforms.to_int16(media.unit_wave(wave, path, ranges[wave.dtype])) for name, wave in sounds.items()}
+  return {name: transforms.to_int16(arrays.unit_wave(wave, path, ranges[wave.dtype])) for name, wave in sounds.items()}
 
 
 def _identity(path: Path) -> tuple[str, int, int]:

@@ -173,20 +173,27 @@ def open_meta(folder: pathlib.Path, step: int) -> Tree:
 
 
 def read_meta(step_folder: pathlib.Path) -> Tree:
-  """The JSON of a step folder; raises UserError for a version this code does not know."""
+  """The JSON of a step folder; raises UserError for a version this code does not know, DamagedError for what we never wrote."""
   meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(step_folder / "meta", args=ocp.args.JsonRestore())
+  if not isinstance(meta, dict):
+    raise manifest.DamagedError(f"{step_folder / 'meta'} is damaged: it holds no object")
   if (found := meta.get("version")) != VERSION:
     raise UserError(
       f"{step_folder} is a checkpoint of version {found}, this phpjax reads version {VERSION}: "
       "open it with the phpjax that wrote it, or start again with another --workdir"
     )
+  numbers = [*meta["needs"], *meta["learned"].values()]
+  if not all(isinstance(number, int) for number in numbers) or any(
+    pathlib.PurePath(x).name != x or x == ".." for x in meta["items"]
+  ):
+    raise manifest.DamagedError(f"{step_folder / 'meta'} is damaged: it names what is no item or no step")
   return meta
 
 
 def steps_of(folder: pathlib.Path) -> list[int]:
   """The steps that were committed to a folder of checkpoints, newest first; nothing is touched."""
   found = folder.iterdir() if folder.is_dir() else ()
-  return sorted((int(path.name) for path in found if path.name.isdigit()), reverse=True)
+  return sorted((int(path.name) for path in found if path.name.isascii() and path.name.isdigit()), reverse=True)
 
 
 def _needs(step_folder: pathlib.Path) -> set[int]:

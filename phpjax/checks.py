@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import DataError, Dataset
 from data_pipelines.toybox import compose
-from phpjax import backend, compat, experiment, model, sharding
+from phpjax import backend, compat, experiment, model, sharding, values
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.encoders import ENCODERS, pretrained
 from phpjax.errors import UserError
@@ -23,6 +23,8 @@ def problems(config: ConfigDict) -> list[str]:
   """Everything that is wrong or missing in a resolved config, one line each; empty when a run can start."""
   if missing := [field for field in REQUIRED if field not in config]:
     return [f"--config is no experiment of phpjax.main: it has no {', '.join(missing)} (see configs/php_avqa.py)"]
+  if found := values.problems(config):
+    return found  # the others take them apart
   found = [*_choices(config), *compat.problems(config), *_numbers(config), *_devices(config)]
   return [*found, *_encoders(config), *_method(config), *_data(config)]
 

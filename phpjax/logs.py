@@ -1,5 +1,6 @@
 """What a run writes down while it trains: metrics.jsonl and TensorBoard events, both in the workdir."""
 
+import contextlib
 import json
 import math
 import os
@@ -98,17 +99,16 @@ class MetricsLog:
 
 
 def _drop_after(path: pathlib.Path, step: int) -> None:
-  """Keeps the lines of `path` up to `step`; a last line cut short by a kill goes too."""
+  """Keeps the lines of `path` up to `step`; a last line cut short by a kill goes too, and any that is damaged."""
   if not path.exists():
     return
   kept = []
-  for line in path.read_text(encoding="utf-8").splitlines():
-    try:
+  for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    with contextlib.suppress(ValueError, RecursionError):  # a damaged line costs no other
       record = json.loads(line)
-    except json.JSONDecodeError:
-      break  # nothing was written after a line cut short
-    if record["step"] <= step:
-      kept.append(line + "\n")
+      done = record.get("step") if isinstance(record, dict) else None
+      if isinstance(done, int) and done <= step:
+        kept.append(line + "\n")
   whole = path.with_suffix(".jsonl.tmp")
   whole.write_text("".join(kept), encoding="utf-8")
   os.replace(whole, path)

@@ -23,9 +23,9 @@ from jax.sharding import AxisType
 from ml_collections import ConfigDict
 from PIL import Image
 
-from data_pipelines import Media, MediaError, transforms
+from data_pipelines import DataError, Media, MediaError, arrays, limits, pictures, transforms
 from data_pipelines import media as media_lib
-from phpjax import checkpoint, cli, experiment, optimizer, partition, sharding, workdir
+from phpjax import checkpoint, cli, experiment, optimizer, partition, sharding, values, workdir
 from phpjax.benchmarks import BENCHMARKS, TaskInfo
 from phpjax.encoders import unit
 from phpjax.errors import UserError
@@ -50,8 +50,11 @@ def open_step(folder: pathlib.Path, step: int) -> tuple[Tree, Tree]:
 def load(folder: Path, step: int | None = None) -> Predictor:
   """Opens a run of phpjax.main; see `phpjax.load`."""
   folder = pathlib.Path(folder).expanduser()
-  config = ConfigDict(_tuples(workdir.read_json(folder / workdir.CONFIG)))
+  stored = workdir.read_json(folder / workdir.CONFIG)
+  config = _config(stored, folder / workdir.CONFIG)
   meta, items = _open_step(folder / checkpoint.FOLDER, step)
+  if changed := workdir.differing(stored, meta["config"]):
+    raise UserError(f"{folder / workdir.CONFIG} was changed since the run: {', '.join(changed[:4])}; put the old values back")
   try:
     infos = {name: TaskInfo(**_tuples(info)) for name, info in meta["infos"].items()}
     built = experiment.build(config, infos)
@@ -69,6 +72,18 @@ def load(folder: Path, step: int | None = None) -> Predictor:
   params, state = _fill(built, meta["tasks"], items, folder)
   final = folder / workdir.RESULTS
   return Predictor(built, steps, params, state, workdir.read_json(final) if final.is_file() else None, folder)
+
+
+def _config(stored: Tree, path: pathlib.Path) -> ConfigDict:
+  """The config of a run, as data; raises UserError where nothing can be done with it."""
+  try:
+    config = ConfigDict(_tuples(stored))
+    found = values.problems(config)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise UserError(f"{path} is no config of a run ({error}): put the old file back") from error
+  if found:
+    raise UserError(f"{path} is damaged: {'; '.join(found)}")
+  return config
 
 
 def _open_step(folder: pathlib.Path, step: int | None) -> tuple[Tree, Tree]:
@@ -169,8 +184,10 @@ class Predictor:
     try:
       clip = read_clip(task, info.seconds, self.media, video, audio)
     except MediaError as error:
-      hint = "; give its sound as audio=FILE" if "audio" in error.reason and audio is None else ""
+      hint = "; give its sound as audio=FILE" if "audio" in error.reason and audio is None else _mend(error)
       raise UserError(f"{error.path}: {error.reason}{hint}") from error
+    except DataError as error:
+      raise UserError(str(error)) from error
     scores = self._scores(task, {**batch, **{k: v[None] for k, v in clip.items()}})
     return benchmark.prediction.of(scores, info.classes, task=task, video=str(video), visual=clip["visual"], question=question)
 
@@ -199,7 +216,7 @@ class Predictor:
       if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
         raise UserError(f"a picture must be a file or uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
       return transforms.resize_image(Image.fromarray(image), self.media.image_size, crop=self.media.crop)
-    return _user(lambda: media_lib.read_image(image, self.media))
+    return _user(lambda: pictures.read_image(image, self.media))
 
   def encode_audio(self, sounds: Path | np.ndarray | Sequence[Path | np.ndarray]) -> np.ndarray:
     """Sounds -> unit features in the joint space, float32 [E] for one, [N, E] for several.
@@ -253,7 +270,21 @@ def _user(read: Callable[[], Any]) -> Any:
   try:
     return read()
   except MediaError as error:
-    raise UserError(f"{error.path}: {error.reason}") from error
+    raise UserError(f"{error.path}: {error.reason}{_mend(error)}") from error
+  except DataError as error:
+    raise UserError(str(error)) from error
+
+
+def _mend(error: MediaError) -> str:
+  """What to do about a file that is larger than a limit; that of a damaged one speaks of training."""
+  return f"; {error.mend}" if limits.VARIABLE in error.mend else ""
+
+
+def _texts(value: Any, path: pathlib.Path) -> Sequence[str]:
+  """The tasks of a config; raises UserError."""
+  if not isinstance(value, list | tuple) or not all(isinstance(x, str) for x in value):
+    raise UserError(f"{path} is damaged: its tasks are {value!r:.80}, not names")
+  return value
 
 
 def problems(
@@ -289,7 +320,7 @@ def read_clip(task: str, seconds: int, media: Media, video: Path, audio: Path | 
   wave = read_sound(audio, media.sample_rate_hz)
   if pathlib.Path(video).is_dir():
     starts = transforms.pick_seconds(len(wave) / media.sample_rate_hz, seconds, spread=spread)
-    visual = media_lib.read_frames(pathlib.Path(video), media, seconds)
+    visual = pictures.read_frames(pathlib.Path(video), media, seconds)
   else:
     _, duration = media_lib.decode_video(video, [0.0], media)  # which seconds to show depends on the length
     starts = transforms.pick_seconds(duration, seconds, spread=spread)
@@ -299,7 +330,7 @@ def read_clip(task: str, seconds: int, media: Media, video: Path, audio: Path | 
 
 def read_sound(path: Path, rate_hz: int) -> np.ndarray:
   """A sound file, or .npy at 32 kHz -> float32 [n] at `rate_hz`; raises MediaError."""
-  read = media_lib.read_npy_wave if pathlib.Path(path).suffix == ".npy" else media_lib.decode_audio
+  read = arrays.read_npy_wave if pathlib.Path(path).suffix == ".npy" else media_lib.decode_audio
   return read(path, rate_hz)
 
 
@@ -318,10 +349,10 @@ FLAGS = {
 
 def main(argv: list[str]) -> None:
   """Checks the arguments, predicts, prints JSON."""
-  values = flags.FlagValues()  # its own: those of a notebook or of another command stay as they are
+  own = flags.FlagValues()  # its own: those of a notebook or of another command stay as they are
   for name, text in FLAGS.items():
-    flags.DEFINE_string(name, None, text, flag_values=values)
-  rest, given = cli.parse_flags(argv, __doc__, values)[1:], values.flag_values_dict()
+    flags.DEFINE_string(name, None, text, flag_values=own)
+  rest, given = cli.parse_flags(argv, __doc__, own)[1:], own.flag_values_dict()
   found = [f"unexpected arguments {' '.join(rest)}: options start with --"] if rest else []
   tasks: Sequence[str] = ()
   if not given["workdir"]:
@@ -329,7 +360,7 @@ def main(argv: list[str]) -> None:
   elif not (path := pathlib.Path(given["workdir"]).expanduser() / workdir.CONFIG).is_file():
     found.append(f"--workdir={given['workdir']} is no run of phpjax.main: it has no {workdir.CONFIG}")
   else:
-    tasks = workdir.read_json(path).get("tasks", ())
+    tasks = _texts(workdir.read_json(path).get("tasks", ()), path)
   found += problems(tasks, given["task"], given["video"], given["audio"], given["question"], "--")
   out = pathlib.Path(given["out"]).expanduser() if given["out"] else None
   if out and out.exists() and not out.is_dir():

@@ -41,7 +41,7 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
   if not path.is_dir():
     raise UserError(f"--source={path} does not exist: give a weight file or a Hugging Face folder")
   if (path / INDEX).is_file():
-    names = sorted(set(_json(path / INDEX).get("weight_map", {}).values()))
+    names = _named(path / INDEX)
     if missing := [name for name in names if not (path / name).is_file()]:
       raise UserError(f"--source={path} lacks {', '.join(missing[:3])}, which {INDEX} names: download them")
     return [path / name for name in names]
@@ -51,11 +51,16 @@ def weight_files(path: pathlib.Path) -> list[pathlib.Path]:
   raise UserError(f"--source={path} holds no model.safetensors and no pytorch_model.bin: give the weight file itself")
 
 
-def _json(path: pathlib.Path) -> dict[str, Any]:
+def _named(index: pathlib.Path) -> list[str]:
+  """The weight files that an index names, all of them beside it; raises UserError."""
   try:
-    return json.loads(path.read_text())
-  except ValueError as error:
-    raise UserError(f"{path} is not readable JSON ({error}): download it again") from error
+    found = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    raise UserError(f"{index} is not readable JSON with a weight_map of file names ({error}): download it again") from error
+  for name in found:
+    if not isinstance(name, str) or pathlib.PurePath(name).name != name or not name.endswith((".safetensors", *PICKLES)):
+      raise UserError(f"{index} names {name!r:.80}, which is no weight file beside it: download it again")
+  return sorted(found)
 
 
 def _safetensors(path: pathlib.Path) -> Tensors:

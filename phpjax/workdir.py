@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import stat
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from phpjax.errors import UserError
 
+MAX_BYTES = 64 << 20
 CONFIG, RESULTS = "config.json", "results.json"
 # Fields that may differ when a workdir is continued: they say where and how a run works, not what it computes (of weights
 # the checkpoint knows the sha256), or what to do when something goes wrong that stopped the run before.
@@ -56,6 +58,12 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   return flat
 
 
+def differing(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
+  """The fields that decide the result and are not the same in two configs."""
+  old, new = decisive(there), decisive(now)
+  return sorted(k for k in old.keys() | new if old.get(k) != new.get(k))
+
+
 def claim(workdir: pathlib.Path, config: ConfigDict, *, primary: bool = True) -> None:
   """Writes config.json, or checks that the one there is of the same run; raises UserError naming what differs.
 
@@ -63,12 +71,11 @@ def claim(workdir: pathlib.Path, config: ConfigDict, *, primary: bool = True) ->
   """
   path, now = workdir / CONFIG, plain(config)
   there = read_json(path) if path.is_file() else now
-  old, new = decisive(there), decisive(now)
-  differing = sorted(k for k in set(old) | set(new) if old.get(k) != new.get(k))
-  if differing:
-    shown = ", ".join(f"{k} (there {old.get(k)}, now {new.get(k)})" for k in differing[:4])
+  if found := differing(there, now):
+    old, new = flatten(there), flatten(now)
+    shown = ", ".join(f"{k} (there {old.get(k)!s:.80}, now {new.get(k)})" for k in found[:4])
     raise UserError(
-      f"--workdir={workdir} belongs to another config: {shown}{' ...' if len(differing) > 4 else ''}; "
+      f"--workdir={workdir} belongs to another config: {shown}{' ...' if len(found) > 4 else ''}; "
       "take another --workdir or the old settings"
     )
   if not primary:
@@ -82,13 +89,18 @@ def claim(workdir: pathlib.Path, config: ConfigDict, *, primary: bool = True) ->
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON file; raises UserError when it is missing or damaged."""
+  """A JSON object, which is data and never run; raises UserError when it is missing, damaged, no object or far too large."""
   try:
-    return json.loads(path.read_text())
+    if not stat.S_ISREG((status := path.stat()).st_mode) or status.st_size > MAX_BYTES:
+      raise UserError(f"{path} is no file of at most {MAX_BYTES} bytes: is this a workdir of phpjax.main?")
+    found = json.loads(path.read_text(encoding="utf-8"))
   except OSError as error:
     raise UserError(f"cannot read {path}: {error.strerror}; is this a workdir of phpjax.main?") from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{path} is not valid JSON ({error}): delete it and run again") from error
+  if not isinstance(found, dict):
+    raise UserError(f"{path} holds no JSON object: delete it and run again")
+  return found
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

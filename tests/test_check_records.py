@@ -107,8 +107,6 @@ def test_records_of_another_version_are_refused(run, ave):
   [
     ("manifest.json", None, "is not complete; run the same data_pipelines.prepare again"),
     ("manifest.json", "{", "manifest.json: is damaged"),
-    ("dataset_info.json", "{", "cannot be opened (Failed to load JSON"),
-    ("features.json", None, "cannot be opened ("),
   ],
 )
 def test_metadata_that_is_lost_or_damaged(run, ave, name, content, words):
@@ -117,6 +115,17 @@ def test_metadata_that_is_lost_or_damaged(run, ave, name, content, words):
     (records_of(ave) / name).write_text(content)
   code, text, _ = run("ave", ave)
   assert code == 2 and words in text
+
+
+@pytest.mark.parametrize(("content", "words"), [("{", "is damaged"), ("[]", "is missing or no"), (None, "is missing or no")])
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+def test_metadata_of_tfds_that_is_lost_or_damaged_keeps_nobody_from_reading(run, ave, name, content, words):
+  (records_of(ave) / name).unlink()
+  if content is not None:
+    (records_of(ave) / name).write_text(content)
+  code, text, _ = run("ave", ave)
+  assert code == 1 and f"{name}: {words}" in text and "TFDS cannot open these records" in text
+  assert DATASETS["ave"](ave).coverage("train")["missing"] == []
 
 
 def test_clips_that_were_left_out_are_missing_with_their_reason(run, clean, tmp_path):

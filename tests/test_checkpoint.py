@@ -41,7 +41,7 @@ def items(seed):
 
 
 def meta(step: int, **fields: object) -> dict:
-  return {"position": {"step": 10 * step}, "needs": [], **fields}
+  return {"position": {"step": 10 * step}, "needs": [], "learned": {}, **fields}
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ DAMAGES = {
   "empty step folder": empty,
   "half-written temporary folder": half_written,
   "flipped manifest": lambda step: flip(step / manifest.FILE, 0.5),
-  "position cut short": lambda step: data_file(step / "meta").write_text("{"),
+  "position cut short": lambda step: (step / "meta" / "metadata").write_text("{"),
 }
 
 
@@ -229,6 +229,22 @@ def test_a_manifest_reads_nothing_outside_its_step(saved, name):
   path.write_text(json.dumps(listed))
   with pytest.raises(manifest.DamagedError, match=r"manifest\.json is damaged"):
     saved.open_meta(2)
+
+
+@pytest.mark.parametrize(
+  ("field", "value"), [("items", ["../../../secret"]), ("items", ["/etc"]), ("items", [".."]), ("needs", ["../1"])]
+)
+def test_a_step_names_only_items_and_steps(saved, field, value):
+  path = saved.folder / "2" / "meta" / "metadata"
+  path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+  with pytest.raises(manifest.DamagedError, match="names what is no item or no step"):
+    checkpoint.read_meta(saved.folder / "2")
+
+
+def test_only_numbers_are_steps(tmp_path):
+  for name in ("1", "12", "\u00b2", "x", "3.tmp"):
+    (tmp_path / name).mkdir()
+  assert checkpoint.steps_of(tmp_path) == [12, 1] and checkpoint.steps_of(tmp_path / "none") == []
 
 
 def test_no_good_step_is_one_clear_error_and_no_step_is_none(saved, tmp_path, capsys):

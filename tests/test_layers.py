@@ -36,6 +36,7 @@ TOOLS = {
     "sharding",
     "sources",
     "watchdog",
+    "values",
     "workdir",
   )
 }
@@ -93,6 +94,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.experiment",
     "phpjax.model",
     "phpjax.sharding",
+    "phpjax.values",
   },
   "phpjax.results": {*PARTS, *TOOLS, "phpjax.benchmarks"},
   "phpjax.run": {

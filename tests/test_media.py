@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipelines import media, transforms
+from data_pipelines import arrays, media, pictures, transforms
 from data_pipelines.schema import DataError, Media, MediaError
 
 MEDIA = Media(image_size=16, sample_rate_hz=8000)
@@ -177,7 +177,7 @@ def test_damaged_headers_of_arrays_are_one_line(tmp_path, place, byte):
   content = path.read_bytes()
   path.write_bytes(content[:place] + byte + content[place + 1 :])
   with pytest.raises(MediaError, match=r"a\.npy: cannot be read as an array") as caught:
-    media.read_npy_wave(path, 8000)
+    arrays.read_npy_wave(path, 8000)
   assert "\n" not in str(caught.value)
 
 
@@ -219,9 +219,9 @@ def test_npy_waves_of_any_number_type(tmp_path, stored):
   whole = stored in (np.int16, "floats of int16 size")
   array = (wave * 32768).astype(np.int16) if whole else wave
   np.save(tmp_path / "a.npy", array.astype(np.float32 if stored == "floats of int16 size" else stored))
-  got = media.read_npy_wave(tmp_path / "a.npy", 32000)
+  got = arrays.read_npy_wave(tmp_path / "a.npy", 32000)
   np.testing.assert_allclose(got, wave, atol=1e-4)
-  assert len(media.read_npy_wave(tmp_path / "a.npy", 8000)) == 80000
+  assert len(arrays.read_npy_wave(tmp_path / "a.npy", 8000)) == 80000
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_npy_waves_of_any_number_type(tmp_path, stored):
 )
 def test_the_scale_of_samples_is_found(stored, scale, centre):
   wave = fabricate.tones(1, 4000).astype(np.float64)
-  got = media.unit_wave((wave * scale + centre).astype(stored), "a.npy")
+  got = arrays.unit_wave((wave * scale + centre).astype(stored), "a.npy")
   assert got.dtype == np.float32
   np.testing.assert_allclose(got, wave, atol=1e-2 if scale == 128 else 1e-3)
 
@@ -248,14 +248,14 @@ def test_the_scale_of_samples_is_found(stored, scale, centre):
 @pytest.mark.parametrize("kind", [np.int16, np.int32, np.float32])
 @pytest.mark.parametrize("samples", [[20000, -20000], [1, -1, 0, 0], [-32768, 0], [32767, -32768]])
 def test_whole_numbers_are_of_16_bit_however_quiet_or_loud(samples, kind):
-  np.testing.assert_array_equal(media.unit_wave(np.array(samples, kind), "a.npy"), np.float32(samples) / 32768)
+  np.testing.assert_array_equal(arrays.unit_wave(np.array(samples, kind), "a.npy"), np.float32(samples) / 32768)
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_samples_that_are_no_numbers_are_named(tmp_path, wrong):
   fabricate.write_npy(tmp_path / "a.npy", np.array([0, wrong, 0], np.float32))
   with pytest.raises(MediaError, match=r"a\.npy: holds samples that are not finite"):
-    media.read_npy_wave(tmp_path / "a.npy", 8000)
+    arrays.read_npy_wave(tmp_path / "a.npy", 8000)
 
 
 def test_npy_pickles_are_never_opened(tmp_path):
@@ -267,7 +267,7 @@ def test_npy_pickles_are_never_opened(tmp_path):
   (tmp_path / "e.npz").rename(tmp_path / "e.npy")
   for name in ("a.npy", "b.npy", "c.npy", "d.npy", "e.npy", "missing.npy"):
     with pytest.raises(MediaError, match=name):
-      media.read_npy_wave(tmp_path / name, 32000)
+      arrays.read_npy_wave(tmp_path / name, 32000)
 
 
 def test_masks_agree_however_they_are_stored(tmp_path):
@@ -287,11 +287,11 @@ def test_masks_agree_however_they_are_stored(tmp_path):
   for name, image in images.items():
     path = tmp_path / f"{name.replace('/', '_')}.png"
     image.save(path)
-    np.testing.assert_array_equal(media.read_mask(path, Media(20, 8000)), truth, err_msg=name)
-  small = media.read_mask(path, Media(7, 8000))
+    np.testing.assert_array_equal(pictures.read_mask(path, Media(20, 8000)), truth, err_msg=name)
+  small = pictures.read_mask(path, Media(7, 8000))
   assert small.shape == (7, 7) and set(np.unique(small)) <= {0, 1}
   Image.new("L", (20, 20)).save(tmp_path / "black.png")
-  assert not media.read_mask(tmp_path / "black.png", Media(20, 8000)).any()
+  assert not pictures.read_mask(tmp_path / "black.png", Media(20, 8000)).any()
 
 
 def test_crops_keep_the_aspect_ratio_and_the_middle(tmp_path):
@@ -299,11 +299,11 @@ def test_crops_keep_the_aspect_ratio_and_the_middle(tmp_path):
   wide[:, 20:40] = 200  # the middle third, a square
   Image.fromarray(wide).save(tmp_path / "wide.png")
   Image.fromarray(wide[..., 0]).save(tmp_path / "mask.png")
-  stretched, cropped = (media.read_image(tmp_path / "wide.png", Media(10, 8000, crop)) for crop in (False, True))
+  stretched, cropped = (pictures.read_image(tmp_path / "wide.png", Media(10, 8000, crop)) for crop in (False, True))
   assert stretched.shape == cropped.shape == (10, 10, 3)
   assert (cropped[:, 2:-2] == 200).all() and cropped.min() > 150 and not stretched[:, :2].any() and not stretched[:, -2:].any()
-  assert media.read_mask(tmp_path / "mask.png", Media(10, 8000, crop=True)).all()
-  assert media.read_mask(tmp_path / "mask.png", Media(10, 8000)).mean() == 0.4
+  assert pictures.read_mask(tmp_path / "mask.png", Media(10, 8000, crop=True)).all()
+  assert pictures.read_mask(tmp_path / "mask.png", Media(10, 8000)).mean() == 0.4
 
 
 @pytest.mark.parametrize(
@@ -336,14 +336,14 @@ def test_nearly_black_masks_are_empty_but_for_palettes(tmp_path):
   image = Image.new("P", (8, 8), 3)
   image.putpalette([0, 0, 0] * 3 + [255, 0, 0])
   image.save(tmp_path / "palette.png")
-  means = [media.read_mask(tmp_path / f"{name}.png", Media(8, 8000)).mean() for name in ("grey", "palette")]
+  means = [pictures.read_mask(tmp_path / f"{name}.png", Media(8, 8000)).mean() for name in ("grey", "palette")]
   assert means == [0, 1]
 
 
 def test_frame_folders_are_sorted_by_number(tmp_path):
   folder = fabricate.write_frames(tmp_path / "frames", 20, "{}.jpg")
   (folder / "notes.txt").write_text("not a frame")
-  got = media.read_frames(folder, MEDIA, 10)
+  got = pictures.read_frames(folder, MEDIA, 10)
   assert got.shape == (10, 16, 16, 3)
   expected = 10 * (1 + np.linspace(0, 19, 10).astype(int))
   np.testing.assert_allclose(got[:, 4, 4, 0], expected, atol=2)
@@ -363,7 +363,7 @@ def test_frame_folders_are_sorted_by_number(tmp_path):
 def test_ten_frames_are_spread_over_any_number_of_files(tmp_path, digits, count, numbers):
   """The cut linspace of DG-SCT and LAVISH, counted by hand."""
   folder = fabricate.write_frames(tmp_path / "frames", count, f"{{:0{digits}d}}.jpg", grey=3)
-  got = media.read_frames(folder, MEDIA, 10)
+  got = pictures.read_frames(folder, MEDIA, 10)
   np.testing.assert_allclose(got[:, 4, 4, 0], 3 * np.array(numbers), atol=1)
 
 
@@ -372,16 +372,16 @@ def test_leavings_of_other_systems_are_no_frames(tmp_path):
   for name in ("._00000001.jpg", ".DS_Store", "Thumbs.db", "00000001.jpg.part"):
     (folder / name).write_bytes(b"x")
   (folder / "\u00b2.jpg").write_bytes((folder / "00000010.jpg").read_bytes())  # a digit that is no number
-  assert media.read_frames(folder, MEDIA, 11).shape == (11, 16, 16, 3)
+  assert pictures.read_frames(folder, MEDIA, 11).shape == (11, 16, 16, 3)
 
 
 def test_broken_pictures_are_named(tmp_path):
   folder = fabricate.write_frames(tmp_path / "frames", 10)
   cut(folder / "00000003.jpg", folder / "00000003.jpg", 0.5)
   with pytest.raises(MediaError, match=r"00000003\.jpg: cannot be decoded as a picture"):
-    media.read_frames(folder, MEDIA, 10)
+    pictures.read_frames(folder, MEDIA, 10)
   with pytest.raises(MediaError, match="holds no frames"):
-    media.read_frames(tmp_path / "nothing", MEDIA, 10)
+    pictures.read_frames(tmp_path / "nothing", MEDIA, 10)
 
 
 def test_a_clip_decodes_in_milliseconds(tmp_path):

@@ -16,7 +16,7 @@ from PIL import Image
 
 import phpjax
 from data_pipelines import DATASETS
-from phpjax import cli, predict, predictions
+from phpjax import cli, predict, predictions, workdir
 from phpjax.benchmarks import BENCHMARKS, avqa
 from phpjax.encoders import pretrained
 from phpjax.errors import UserError
@@ -268,10 +268,21 @@ def test_wrong_arguments_are_named_together(predictor, arguments, messages):
   assert all(message in str(error.value) for message in messages) and "\n" not in str(error.value)
 
 
-def test_a_workdir_that_is_none(tmp_path):
+@pytest.mark.parametrize(("limit", "words"), [("frames=1", "set PHPJAX_LIMITS=frames=2"), ("frame=1", "is no NAME=NUMBER")])
+def test_limits_of_files_are_named_with_how_to_raise_them(predictor, tiny_run, monkeypatch, limit, words):
+  monkeypatch.setenv("PHPJAX_LIMITS", limit)
+  with pytest.raises(UserError) as error:
+    predictor.predict("ave", video=tiny_run.clip())
+  assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_workdir_that_is_none(tiny_run, tmp_path):
   with pytest.raises(UserError, match=r"config\.json.*workdir of phpjax\.main"):
     phpjax.load(tmp_path)
   (tmp_path / "config.json").write_text("{}")
+  with pytest.raises(UserError, match=r"config\.json is no config of a run"):
+    phpjax.load(tmp_path)
+  shutil.copy(tiny_run.workdir / "config.json", tmp_path)
   with pytest.raises(UserError, match=r"no checkpoint.*phpjax\.main"):
     phpjax.load(tmp_path)
 
@@ -355,13 +366,24 @@ def change(workdir: pathlib.Path, **fields) -> None:
   ("fields", "message"),
   [
     ({"encoders__visual__weights": "/nowhere"}, "no weights for the encoder"),
-    ({"method__name": "linear_probe"}, "no option|unknown"),
-    ({"method__num_latents": 8}, "other arrays, first"),
-    ({"opt": {}}, "another version"),
+    ({"method__name": "linear_probe"}, r"config\.json was changed since the run: method\.name; put the old values back"),
+    ({"method__num_latents": 8, "seed": 5}, r"was changed since the run: method\.num_latents, seed; put"),
+    ({"opt": {}}, r"config\.json is damaged: --config has no opt\.shared"),
   ],
 )
 def test_a_run_of_something_else(copied, fields, message):
   change(copied, **fields)
+  with pytest.raises(UserError, match=message):
+    phpjax.load(copied)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [({"method__name": "linear_probe"}, "no option|unknown"), ({"method__num_latents": 8}, "other arrays, first")],
+)
+def test_a_run_of_other_code(copied, monkeypatch, fields, message):
+  change(copied, **fields)
+  monkeypatch.setattr(workdir, "differing", lambda there, now: [])  # the config is the run's own, the code has changed
   with pytest.raises(UserError, match=message):
     phpjax.load(copied)
 

@@ -164,7 +164,7 @@ def test_a_manifest_that_is_none_is_one_clear_line(tmp_path, content):
 @pytest.mark.parametrize("spread", [True, False])
 def test_seconds_of_a_longer_clip_do_not_ring_into_each_other(tmp_path, spread):
   """Resampled as one wave a loud second would be heard at the end of the silent one before it, which was not its neighbour."""
-  manifest = {"settings": {"sample_rate_hz": 8000}, "shards": [], "left_out": []}
+  manifest = {"settings": {"sample_rate_hz": 8000, "labels": {}}, "shards": [], "left_out": []}
   (tmp_path / records.MANIFEST).write_text(json.dumps(manifest))
   loud = np.full(8000, 20000, np.int16)
   samples = np.concatenate([0 * loud, loud, 0 * loud])

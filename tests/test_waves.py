@@ -11,7 +11,7 @@ import fabricate
 import numpy as np
 import pytest
 
-from data_pipelines import AVSBench, Media, MediaError, media, waves
+from data_pipelines import AVSBench, Media, MediaError, arrays, waves
 from data_pipelines.base import ClipCache
 
 WAVE = fabricate.tones(5, 32000)
@@ -300,4 +300,4 @@ def test_memory_is_bounded_however_many_tables_are_read(tmp_path, tables):
   assert tables.num_bytes == 3 * size
   tables.max_bytes = 0
   assert read(path).any(), "a table that is larger than the whole cache is read all the same"
-  assert media.NPY_RATE_HZ == 32000
+  assert arrays.NPY_RATE_HZ == 32000

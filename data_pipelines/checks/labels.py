@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 
-from data_pipelines import ave
-from data_pipelines.base import MAX_LABEL_BYTES, Dataset
+from data_pipelines import ave, limits
+from data_pipelines.base import Dataset
 from data_pipelines.checks.findings import (
   Context,
   Finding,
@@ -96,7 +96,7 @@ def label_paths(dataset: Dataset, context: Context) -> list[Path]:
 
 def file_verdict(path: Path, context: Context) -> tuple[str, str, LabelFile | None]:
   """MD5 of a label file ("" if it was not read), what it is in words, and what is known of it."""
-  if path.stat().st_size > MAX_LABEL_BYTES:
+  if path.stat().st_size > limits.current().label_bytes:
     return "", "too large to be a label file", None
   try:
     digest, known = identify(path)

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import av
 import numpy as np
-from PIL import Image
 
-from data_pipelines import waves
+from data_pipelines import arrays, pictures, waves
 from data_pipelines.base import Dataset
 from data_pipelines.checks import records
 from data_pipelines.checks.findings import ClipState, Context
 from data_pipelines.known import Facts
-from data_pipelines.media import ENDINGS, PICTURES, VIDEO, WAVES
+from data_pipelines.media import ENDINGS, PICTURES, VIDEO, WAVES, opened
 from data_pipelines.schema import DataError, Example, Media, MediaError, Record, printable
 
 # As small as decoding goes: only whether it works is asked, and how loud it is.
@@ -57,9 +56,11 @@ def chosen_clips(context: Context) -> set[Hashable]:
 
 
 def _inspected(dataset: Dataset, record: Record, context: Context, decode: bool) -> ClipState:
-  """`inspect`; files that the system refuses to open make the clip unreadable."""
+  """`inspect`; files that cannot be opened, also those that no row shows, make the clip unreadable."""
   try:
     return inspect(dataset, record, context, decode)
+  except DataError as error:
+    return ClipState(problem="unreadable", detail=_words(error))
   except OSError as error:
     return ClipState(problem="unreadable", detail=printable(str(error)))
 
@@ -218,12 +219,12 @@ def _measure(path: Path, record: Record, context: Context, state: ClipState) -> 
 
 def _npy_samples(path: Path) -> int:
   """Number of samples of an array file."""
-  return int(np.load(path, mmap_mode="r", allow_pickle=False).size)
+  return arrays.read_npy_header(path).count
 
 
 def _duration_s(path: Path) -> float | None:
   """Length by the header; None if it does not say."""
-  with av.open(str(path), metadata_errors="ignore") as container:
+  with opened(path) as container:
     return container.duration / av.time_base if container.duration else None
 
 
@@ -232,7 +233,7 @@ def _look_at_masks(folder: Path, state: ClipState) -> None:
   names = sorted(_pictures(folder))
   highest = {}
   for name in names:
-    with Image.open(folder / name) as image:
+    with pictures.opened(folder / name) as image:
       extrema = image.getextrema()
       bands = extrema if isinstance(extrema[0], tuple) else (extrema,)
       colour = image.mode not in ("LA", "RGBA", "PA")

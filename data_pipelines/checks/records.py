@@ -64,7 +64,18 @@ def prepared_records(dataset: Dataset, context: Context) -> list[Finding]:
     what = f"no clip can be read: {printable(words)}"
     found.append(Finding("fatal" if split in NEEDED else "gap", "records", split, what, COPY))
   found += [Finding("gap", "shards", str(store.folder / file), words, COPY) for file, words in context.shards.items()]
-  return [*found, *_strays(store), *_changed_labels(dataset, store)]
+  return [*found, *_strays(store), *_metadata(store), *_changed_labels(dataset, store)]
+
+
+def _metadata(store: PreparedStore) -> Iterator[Finding]:
+  """Files that only TFDS reads: this package knows what they say."""
+  for name in ("dataset_info.json", "features.json"):
+    try:
+      words = "" if isinstance(records.read_json(store.folder / name), dict) else "is missing or no JSON object"
+    except DataError:
+      words = "is damaged"
+    if words:
+      yield Finding("gap", "records", str(store.folder / name), f"{words}: TFDS cannot open these records", COPY)
 
 
 def _strays(store: PreparedStore) -> Iterator[Finding]:

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 import numpy as np
 
 from data_pipelines import ave, llp, music_avqa
-from data_pipelines.base import Dataset, read_lines
+from data_pipelines.base import Dataset
 from data_pipelines.checks.findings import Context, Finding, distinct, plural
 from data_pipelines.checks.labels import AS_PUBLISHED, Check, repeated
 from data_pipelines.schema import DataError
+from data_pipelines.tables import read_lines
 
 
 def _defect(context: Context, name: str, where: str, noun: str, what: str, examples: Iterable[str]) -> list[Finding]:

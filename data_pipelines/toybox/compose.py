@@ -123,7 +123,7 @@ def _receipt(seed: int, sizes: Sizes) -> dict:
 def _is_done(out: Path, receipt: dict) -> bool:
   try:
     return json.loads((out / RECEIPT).read_text(encoding="utf-8")) == receipt
-  except (OSError, json.JSONDecodeError):
+  except (OSError, ValueError, RecursionError):
     return False  # nothing there, or nothing of ours: compose decides what that means
 
 

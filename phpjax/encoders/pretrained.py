@@ -101,10 +101,10 @@ def metadata_of(folder: pathlib.Path) -> dict[str, Any]:
   if not path.is_file():
     return {}
   try:
-    found = json.loads(path.read_text())
-  except ValueError as error:
-    raise ValueError(f"{path} is not readable JSON ({error}): convert again") from error
-  tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in found.get("sizes", {}).items()}
+    found = json.loads(path.read_text(encoding="utf-8"))
+    tuples = {k: tuple(v) if isinstance(v, list) else v for k, v in found.get("sizes", {}).items()}
+  except (ValueError, AttributeError, RecursionError) as error:
+    raise ValueError(f"{path} is not readable JSON of an encoder ({error}): convert again") from error
   return {**found, "sizes": tuples}
 
 

@@ -85,7 +85,12 @@ def from_files(place: pathlib.Path) -> tokenizers.Tokenizer:
 
 def byte_pair_tokenizer(vocabulary: pathlib.Path, merges: pathlib.Path) -> tokenizers.Tokenizer:
   """CLIP's (its vocabulary ends in <|endoftext|>) or RoBERTa's tokenizer from the files that came before tokenizer.json."""
-  table = json.loads(vocabulary.read_text(encoding="utf-8"))
+  try:
+    table = json.loads(vocabulary.read_text(encoding="utf-8"))
+    if not isinstance(table, dict) or not all(isinstance(i, int) for i in table.values()):
+      raise ValueError("it holds no numbers of words")
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{vocabulary} is not a readable vocabulary ({error})") from error
   pairs = [tuple(line.split()) for line in merges.read_text(encoding="utf-8").splitlines()[1:] if len(line.split()) == 2]
   if "<|endoftext|>" not in table:
     made = tokenizers.Tokenizer(tokenizers.models.BPE(table, pairs, unk_token="<unk>"))

@@ -86,6 +86,17 @@ class PHPOptions(Method):
       problems.append(f"deep_select={self.deep_select} with deep_pool={self.deep_pool}: task has 1 set, key_majority more")
     if not 1 <= self.num_context <= NUM_CONTEXT_WORDS:
       problems.append(f"num_context is 1 to {NUM_CONTEXT_WORDS} (place holders before a class name), not {self.num_context}")
+    sizes = (
+      "num_latents",
+      "reduction",
+      "groups",
+      "num_mid_prompts",
+      "codebook_size",
+      "generator_depth",
+      "deep_length",
+      "deep_pool",
+    )
+    problems += [f"{name}={getattr(self, name)} must be 1 or more" for name in sizes if getattr(self, name) < 1]
     if self.num_mid_prompts % 2:
       problems.append(f"num_mid_prompts must be even, not {self.num_mid_prompts}")
     if problems:
