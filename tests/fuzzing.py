@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import resource
 import signal
@@ -12,6 +13,9 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+SHARE = float(
+  os.environ.get("PHPJAX_FUZZ", "0.1")
+)  # PHPJAX_FUZZ=1 pytest -m slow tests/test_fuzz_*.py: all of them, 25 minutes
 TIMEOUT_S = 120  # of one case: what takes longer hangs
 
 # What stands in published files where it counts: separators, quotes, line ends, names that lead elsewhere, and no UTF-8.
@@ -98,8 +102,8 @@ def in_time() -> Iterator[None]:
 
 
 def counts(few: int, many: int) -> pytest.MarkDecorator:
-  """The parameter `count`: `few` cases by default, `many` under the marker `slow`."""
-  return pytest.mark.parametrize("count", [few, pytest.param(many, marks=pytest.mark.slow)])
+  """The parameter `count`: `few` cases by default; `many` times SHARE under the marker `slow`."""
+  return pytest.mark.parametrize("count", [few, pytest.param(max(few, int(many * SHARE)), marks=pytest.mark.slow)])
 
 
 def mutated(data: st.DataObject, content: bytes) -> bytes:
