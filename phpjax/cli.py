@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 import sys
@@ -47,6 +48,7 @@ def gist(error: Exception) -> str:
 def guarded(function: Callable[[], Any], exits: Mapping[type[Exception], int] | None = None) -> int:
   """Runs a command -> its exit code: 0, 2 after one line on stderr for what the user can mend, or that of `exits`."""
   exits = dict(exits or {})
+  logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what fails, with stacks, before it raises the same
   try:
     function()
   except UserError as error:

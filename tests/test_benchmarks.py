@@ -14,7 +14,7 @@ from PIL import Image
 
 from configs import base
 from data_pipelines import DATASETS, DataError
-from phpjax import evaluate, metrics, tasks, train
+from phpjax import evaluate, metrics, scoring, tasks
 from phpjax.benchmarks import BENCHMARKS, TaskInfo
 from phpjax.encoders import pretrained
 from phpjax.errors import UserError
@@ -134,11 +134,13 @@ def test_a_split_without_a_clip_to_score_is_one_clear_line(name, policy, ending)
   run = types.SimpleNamespace(
     config=types.SimpleNamespace(eval_batch_size=B, data=types.SimpleNamespace(on_bad_clip=policy)),
     num_batches=lambda name, split: 1,
+    predictor=lambda name: lambda batch: outputs,
+    should_stop=lambda: False,
     batches=lambda name, split, **options: iter([batch]),
     progress=types.SimpleNamespace(evaluation=lambda *told: done.append(told)),
   )
   with pytest.raises(DataError, match=f"^no clip of {name} unseen can be {ending}$"):
-    train.score(run, name, "unseen", lambda batch: outputs)
+    scoring.score(run, name, "unseen")
   assert done == [(f"{name} unseen", 1, 1)]
 
 

@@ -174,12 +174,13 @@ def test_the_release_trains_as_it_was_published():
   }
 
 
-def test_the_release_on_the_toybox_differs_in_compat_decay_and_mirroring_only():
+def test_the_release_on_the_toybox_differs_in_compat_decay_mirroring_and_the_epoch_that_counts():
   ours, theirs = (flat(compat.resolve(php_avqa.get_config(v))) for v in ("toybox", "released_toybox"))
   differing = {field for field in ours if ours[field] != theirs[field]}
   decay = {f"opt.{label}.weight_decay" for label in ("shared", "prompts")}
   assert not len(theirs["data.mirrored"]) and len(ours["data.mirrored"])
-  assert differing - decay - {"method.compat", "data.mirrored"} == {
+  assert (ours["data.selection_split"], theirs["data.selection_split"]) == ("val", "")
+  assert differing - decay - {"method.compat", "data.mirrored", "data.selection_split"} == {
     o for o, v in compat.OPTIONS.items() if v.paper != v.released
   }
 

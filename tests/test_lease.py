@@ -336,7 +336,7 @@ def files(folder):
   return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if not p.name.startswith("run.")}
 
 
-@pytest.mark.parametrize(("beat_s", "logged"), [(600, 2), (0.05, 1)])
+@pytest.mark.parametrize(("beat_s", "logged"), [pytest.param(600, 2, marks=pytest.mark.slow), (0.05, 1)])
 def test_a_run_whose_workdir_is_taken_writes_no_checkpoint_and_stops_at_the_first_beat(cli, toybox, tmp_path, beat_s, logged):
   """Taken after its first step, of two in the epoch."""
   folder = tmp_path / "run"
@@ -349,6 +349,7 @@ def test_a_run_whose_workdir_is_taken_writes_no_checkpoint_and_stops_at_the_firs
   assert json.loads((folder / lease.LEASE).read_text()) == ELSEWHERE
 
 
+@pytest.mark.slow
 def test_train_and_evaluate_refuse_a_workdir_in_use(cli, toybox, tmp_path):
   folder = tmp_path / "run"
   command = (*PROBE, f"--config.data.root={toybox}", f"--workdir={folder}")

@@ -90,7 +90,7 @@ def clean(train, tmp_path_factory):
   return folder
 
 
-@pytest.fixture(scope="module", params=STEPS)
+@pytest.fixture(scope="module", params=[STEPS[0], pytest.param(STEPS[1], marks=pytest.mark.slow)])
 def refused(request, train, toybox, tmp_path_factory):
   """(the step, what poisons it, the workdir that it stopped, what was said)."""
   folder = tmp_path_factory.mktemp("refused") / "run"

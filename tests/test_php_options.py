@@ -82,7 +82,7 @@ def test_remat_changes_no_number(kind):
   close(kept, plain)
 
 
-@pytest.mark.parametrize("options", [{}, RELEASED], ids=["paper", "released"])
+@pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), RELEASED], ids=["paper", "released"])
 @pytest.mark.parametrize("name", ["ave", "avs"])
 def test_every_leaf_learns_with_stages_of_audio(name, options):
   # two ReLUs of two channels in the CLIP adapter are dead for some seeds
@@ -92,7 +92,7 @@ def test_every_leaf_learns_with_stages_of_audio(name, options):
   assert not dead
 
 
-@pytest.mark.parametrize("options", [{}, RELEASED], ids=["paper", "released"])
+@pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), RELEASED], ids=["paper", "released"])
 @pytest.mark.parametrize("name", ["ave", "avs", "avqa"])
 def test_an_answer_does_not_depend_on_its_neighbours(name, options):
   setup, batch = Setup(name, **options), small.batch(name, 3)

@@ -30,6 +30,7 @@ def digests(folder):
   return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+@pytest.mark.slow
 def test_it_writes_encoders_that_open_and_says_how_they_were_made(tiny):
   folder, scores = tiny
   assert all(0 <= value <= 1 for value in scores.values()) and {"visual_to_caption_R@1", "patch_accuracy"} <= set(scores)
@@ -39,6 +40,7 @@ def test_it_writes_encoders_that_open_and_says_how_they_were_made(tiny):
     assert opened.metadata["config"] == json.loads(nano.get_config("tiny").to_json()) and opened.metadata["test"] == scores
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(tiny, tmp_path):
   folder, scores = tiny
   assert pretrain.pretrain(nano.get_config("tiny"), tmp_path) == scores

@@ -111,7 +111,7 @@ def whole(made, toybox, tmp_path_factory):
 
 
 @pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m if m == "php" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS])
 def test_a_run_that_was_cut_ends_where_one_that_was_not_does(method, cut, whole, made, toybox, tmp_path, monkeypatch):
   config, folder, reference = config_of(method, toybox), tmp_path / "run", whole(method)
   with watched(monkeypatch, made, *CUTS[cut]), pytest.raises((run.Stopped, Cut)):

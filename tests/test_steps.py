@@ -125,7 +125,13 @@ MAKE = {
 
 @pytest.mark.parametrize(
   ("method", "name"),
-  [("php", "avvp"), ("php", "avs"), ("php", "avqa"), ("finetune", "avvp"), ("finetune", "avqa"), ("linear_probe", "avs")],
+  [
+    ("php", "avvp"),
+    ("php", "avs"),
+    ("php", "avqa"),
+    ("linear_probe", "avs"),
+    *(pytest.param("finetune", name, marks=pytest.mark.slow) for name in ("avvp", "avqa")),
+  ],
 )
 def test_gradients_are_where_they_should_be(method, name):
   """On every kind of task; and all that is not handed to the step stays as it was."""

@@ -36,6 +36,7 @@ def watched(folder, limit_s, code):
   return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_run_that_hangs_ends_with_its_stacks_and_goes_on_when_it_is_started_again(cli, toybox, tmp_path):
   folder = tmp_path / "run"
   command = ("--config=configs/linear_probe.py:tiny", "--config.tasks=('ave',)", "--config.data.toybox=")
@@ -88,6 +89,7 @@ def test_who_beats_lives_and_0_is_never(tmp_path, limit_s, code):
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_time_in_which_the_whole_process_was_suspended_does_not_count(tmp_path):
   process = watched(tmp_path, 4, "print('begun', flush=True); time.sleep(1.5)")
   assert process.stdout.readline() == "begun\n"
