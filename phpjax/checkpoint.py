@@ -56,6 +56,7 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(self.folder, options=options)
     self._sealing: threading.Thread | None = None
     self._failed: Exception | None = None
+    self._broken = False  # orbax cannot go on after a write that failed: its event loop is closed
 
   def save(self, step: int, items: dict[str, Any], meta: Tree) -> None:
     """Writes one step in the background; empty items are left out.
@@ -77,6 +78,7 @@ class Checkpoints:
     try:
       self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **saved))
     except Exception as error:  # orbax and tensorstore report a full disk as plain exceptions of many types
+      self._broken = True
       raise self._cannot_write(error) from error
     self._sealing = threading.Thread(target=self._seal, args=(step,), name="seal", daemon=True)
     self._sealing.start()
@@ -88,10 +90,11 @@ class Checkpoints:
       if jax.process_index() == 0:
         manifest.write(self.folder / str(step))
     except Exception as error:  # as in `save`; told by `wait`
-      self._failed = error
+      self._failed, self._broken = error, True
 
   def _cannot_write(self, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = reason if len(reason) <= 200 else f"... {reason[-200:]}"  # tensorstore says the cause last
     return UserError(
       f"cannot write a checkpoint to {self.folder}: {reason}; earlier checkpoints are kept, "
       "free some space and run the same command again"
@@ -111,7 +114,8 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      self._manager.close()
+      if not self._broken:
+        self._manager.close()
 
   def steps(self) -> list[int]:
     """Committed steps, newest first."""

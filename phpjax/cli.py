@@ -48,7 +48,7 @@ def gist(error: Exception) -> str:
 def guarded(function: Callable[[], Any], exits: Mapping[type[Exception], int] | None = None) -> int:
   """Runs a command -> its exit code: 0, 2 after one line on stderr for what the user can mend, or that of `exits`."""
   exits = dict(exits or {})
-  logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs what fails, with stacks, before it raises the same
+  _one_line_only()
   try:
     function()
   except UserError as error:
@@ -57,6 +57,19 @@ def guarded(function: Callable[[], Any], exits: Mapping[type[Exception], int] | 
   except tuple(exits) as error:
     return next(code for kind, code in exits.items() if isinstance(error, kind))
   return 0
+
+
+def _one_line_only() -> None:
+  """Silences what libraries print of a failure that they raise too: orbax its stacks, tensorstore's threads theirs after it."""
+  for name in ("absl", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+  shown = sys.unraisablehook
+
+  def hook(found: sys.UnraisableHookArgs) -> None:
+    if "Event loop is closed" not in str(found.exc_value):
+      shown(found)
+
+  sys.unraisablehook = hook
 
 
 def open_config(holder: Any) -> ConfigDict:

@@ -14,8 +14,6 @@ import pytest
 from hypothesis import strategies as st
 
 SHARE = float(os.environ.get("PHPJAX_FUZZ", "0.1"))  # PHPJAX_FUZZ=1 runs all cases: 25 minutes
-  os.environ.get("PHPJAX_FUZZ", "0.1")
-)  # PHPJAX_FUZZ=1 pytest -m slow tests/test_fuzz_*.py: all of them, 25 minutes
 TIMEOUT_S = 120  # of one case: what takes longer hangs
 
 # What stands in published files where it counts: separators, quotes, line ends, names that lead elsewhere, and no UTF-8.

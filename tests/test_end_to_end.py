@@ -215,6 +215,28 @@ def test_a_damaged_checkpoint_costs_no_more_than_the_time_since_the_one_before(s
   assert len(warnings) == 1 and str(tmp_path / "run" / "checkpoints") in warnings[0]
 
 
+SMALL_FILES = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20000, resource.RLIM_INFINITY))
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_in_one_line_and_with_space_the_run_goes_on(cli, toybox, stopped, finished, tmp_path):
+  folder = tmp_path / "run"
+  shutil.copytree(stopped[0], folder)
+  before = checkpoints(folder)
+  done = cli(*command(toybox, folder), before=SMALL_FILES)
+  assert done.code == 2 and "Traceback" not in done.err, done.err
+  assert done.err.splitlines()[-1].startswith(f"error: cannot write a checkpoint to {folder / 'checkpoints'}: ")
+  assert "File too large" in done.err and "free some space and run the same command again" in done.err
+  assert checkpoints(folder) == before
+  done = cli(*command(toybox, folder))
+  assert done.code == 0 and "continuing" in done.err, done.err
+  assert comparable(folder) == comparable(finished)
+
+
 # -- a finished run ----------------------------------------------------------------------------------------------
 
 
