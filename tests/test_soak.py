@@ -1,6 +1,6 @@
 """SIGKILL at random moments of real runs: whatever the moment, the same command ends with the numbers of a run that lived.
 
-`PHPJAX_SOAK=100 pytest -m slow tests/test_soak.py -s` kills a hundred times; CI a few.
+`PHPJAX_SOAK=100 pytest -m slow tests/test_soak.py -rP` kills a hundred times (PHPJAX_SOAK_SEED draws the moments); CI a few.
 """
 
 import os
@@ -33,7 +33,7 @@ def lives(cli: Server, folder: pathlib.Path, toybox: pathlib.Path, draw: random.
 
 @pytest.mark.slow
 def test_whenever_a_run_is_killed_it_goes_on_to_the_same_numbers(cli, finished, toybox, tmp_path):
-  draw, killed, runs, begun = random.Random(0), 0, 0, time.monotonic()
+  draw, killed, runs, begun = random.Random(int(os.environ.get("PHPJAX_SOAK_SEED", "0"))), 0, 0, time.monotonic()
   done = cli(*FLAGS, f"--config.data.root={toybox}", f"--workdir={tmp_path / 'whole'}")
   assert done.code == 0, done.err
   longest_s = time.monotonic() - begun  # of a whole run; parts of it are shorter, and end alive more often

@@ -1,4 +1,7 @@
-"""A checkpoint goes from one number of devices to another: the same bits at restore, the same training after it."""
+"""A checkpoint goes from one number of devices to another: the same bits at restore, the same training after it.
+
+`PHPJAX_STEPS=200 pytest -m slow tests/test_topology.py -rP` trains longer and prints how far the runs move apart.
+"""
 
 import json
 import os
@@ -13,7 +16,7 @@ from command import ROOT, tiny_toybox  # noqa: F401  fixture
 
 pytestmark = pytest.mark.slow
 MOVES = ((8, 1), (1, 8), (8, 2))
-STEPS = 200
+STEPS = int(os.environ.get("PHPJAX_STEPS", "30"))
 
 
 def process(devices: int, **job: object) -> dict[str, np.ndarray]:
@@ -30,8 +33,8 @@ def process(devices: int, **job: object) -> dict[str, np.ndarray]:
 
 
 def group(found: dict[str, np.ndarray], name: str) -> dict[str, np.ndarray]:
-  """The arrays below a name."""
-  return {key: value for key, value in found.items() if key.startswith(f"{name}/")}
+  """The arrays below a name, by the rest of theirs."""
+  return {key.removeprefix(f"{name}/"): value for key, value in found.items() if key.startswith(f"{name}/")}
 
 
 def distance(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> float:

@@ -48,10 +48,10 @@ def gradient(opened: Any) -> Any:
 def main(job: dict[str, Any]) -> None:
   """Does the job; a folder that holds no checkpoint is only given one."""
   config = php_avqa.get_config("tiny")
-  config.tasks, config.data.root, config.batch_size, config.eval_batch_size = ("avs",), job["data"], BATCH, BATCH
+  config.tasks, config.data.root, config.batch_size, config.eval_batch_size = ("ave",), job["data"], BATCH, BATCH
   with run.open_run(config, pathlib.Path(job["folder"])) as opened:
     if not resume.restore(opened):
-      run.begin(opened, "avs")
+      run.begin(opened, "ave")
       advance(opened, STEPS_BEFORE)
       opened.position.batch = STEPS_BEFORE
       resume.save(opened)
