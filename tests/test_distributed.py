@@ -132,7 +132,8 @@ sys.exit(distributed.end_together(lambda: code if number else time.sleep(60 * bo
 """
 
 
-@pytest.mark.parametrize("code", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [0, 2])
 def test_what_two_processes_share(tmp_path, code):
   port = free_port()
   with Together(tmp_path, [["-c", PARTS, f"localhost:{port}", str(number), str(code)] for number in range(2)]) as pair:

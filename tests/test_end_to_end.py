@@ -298,6 +298,7 @@ def test_evaluating_nothing_is_refused_and_makes_no_folder(cli, toybox, tmp_path
 # -- choices -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_settings_are_chosen_on_val_and_frozen_weights_may_be_half_as_wide(cli, toybox, tmp_path):
   folder = tmp_path / "run"
   choices = ("--config.tasks=('ave',)", "--config.num_epochs=1", "--config.data.evaluation_split=val")

@@ -36,7 +36,8 @@ def test_a_mutated_config_is_refused_or_of_the_same_run(tmp_path, count):
   assert seen == {"taken", "refused"}
 
 
-@counts(6, 60)
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [6])
 def test_a_run_with_mutated_files_is_loaded_or_refused(tiny_run, tmp_path, count):
   run = shutil.copytree(tiny_run.workdir, tmp_path / "run")
   contents = {run / name: (run / name).read_bytes() for name in (workdir.CONFIG, workdir.RESULTS)}

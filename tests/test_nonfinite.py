@@ -129,6 +129,7 @@ def test_the_state_before_the_step_is_saved_and_nothing_behind_it(refused, train
   assert json.loads((folder / "results.json").read_text())["skipped_steps"] == 0
 
 
+@pytest.mark.slow
 def test_told_to_skip_it_goes_on_without_the_step(refused, train, clean, tmp_path):
   step, poison, stopped, _ = refused
   folder, whole = copy_of(stopped, tmp_path), tmp_path / "whole"

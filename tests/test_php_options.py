@@ -82,7 +82,8 @@ def test_remat_changes_no_number(kind):
   close(kept, plain)
 
 
-@pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), RELEASED], ids=["paper", "released"])
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, RELEASED], ids=["paper", "released"])
 @pytest.mark.parametrize("name", ["ave", "avs"])
 def test_every_leaf_learns_with_stages_of_audio(name, options):
   # two ReLUs of two channels in the CLIP adapter are dead for some seeds
@@ -101,6 +102,7 @@ def test_an_answer_does_not_depend_on_its_neighbours(name, options):
   close(jax.tree.map(lambda x: x[1:2], whole), alone, 1e-4)
 
 
+@pytest.mark.slow
 def test_padding_changes_neither_the_choice_nor_the_layout_of_a_training_batch():
   setup, batch = Setup(**{**RELEASED, "audio_noise": False}), small.batch("ave", 2)  # noise is drawn for the padding too
   padded = {k: np.concatenate([v, np.zeros_like(v[:1])]) for k, v in batch.items()}
@@ -175,6 +177,7 @@ def test_without_write_back_audio_stays_what_it_was():
   assert set(adapters["step_0_attention"]) == {"visual", "audio"} and set(adapters["step_0_mlp"]) == {"visual"}
 
 
+@pytest.mark.slow
 def test_an_encoder_without_a_space_for_text_learns_a_map_into_it():
   setup = Setup(kind="alone")
   _, gradients = setup.gradients(small.batch("ave", 2))

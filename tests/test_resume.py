@@ -33,6 +33,14 @@ CUTS = {
 }
 
 
+BY_DEFAULT = ("within an epoch", "in the evaluation of the first task", "before a validation", "after the last task")
+CASES = [
+  pytest.param(method, cut, marks=() if method == "php" and cut in BY_DEFAULT else pytest.mark.slow)
+  for method in METHODS
+  for cut in CUTS
+]
+
+
 class Cut(Exception):
   """The run is cut where it saves nothing any more."""
 
@@ -110,8 +118,7 @@ def whole(made, toybox, tmp_path_factory):
   return make
 
 
-@pytest.mark.parametrize("cut", CUTS)
-@pytest.mark.parametrize("method", [m if m == "php" else pytest.param(m, marks=pytest.mark.slow) for m in METHODS])
+@pytest.mark.parametrize(("method", "cut"), CASES)
 def test_a_run_that_was_cut_ends_where_one_that_was_not_does(method, cut, whole, made, toybox, tmp_path, monkeypatch):
   config, folder, reference = config_of(method, toybox), tmp_path / "run", whole(method)
   with watched(monkeypatch, made, *CUTS[cut]), pytest.raises((run.Stopped, Cut)):

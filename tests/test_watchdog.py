@@ -74,6 +74,7 @@ def test_a_disk_that_fails_too_is_said(tmp_path):
   assert process.returncode == watchdog.EXIT_HANGS and "cannot be written" in err.splitlines()[-1] and "in wait" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("limit_s", "code"),
   [
