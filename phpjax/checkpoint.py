@@ -16,7 +16,7 @@ import pathlib
 import sys
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +26,6 @@ from phpjax import manifest
 from phpjax.errors import UserError
 
 Tree = dict[str, Any]
-Opened = TypeVar("Opened")
 VERSION = 2
 FOLDER = "checkpoints"
 
@@ -109,6 +108,11 @@ class Checkpoints:
       failed, self._failed = self._failed, None
       raise self._cannot_write(failed) from failed
 
+  def check(self) -> None:
+    """Raises UserError when the save before has failed by now; costs nothing."""
+    if self._failed is not None:
+      self.wait()
+
   def close(self) -> None:
     """Waits and closes; raises UserError as `wait`."""
     try:
@@ -121,13 +125,9 @@ class Checkpoints:
     """Committed steps, newest first."""
     return sorted(self._manager.all_steps(), reverse=True)
 
-  def newest_good(self, open_step: Callable[[int], Opened]) -> Opened | None:
+  def newest_good(self) -> tuple[int, Tree] | None:
     """`newest_good` of this folder; steps that are passed over go with the next save."""
-    return newest_good(self.folder, self.steps(), open_step, on_damage=self._rotation.damaged.add)
-
-  def open_meta(self, step: int) -> Tree:
-    """See `open_meta`."""
-    return open_meta(self.folder, step)
+    return newest_good(self.folder, self.steps(), on_damage=self._rotation.damaged.add)
 
   def restore(self, step: int, items: dict[str, Any]) -> dict[str, Any]:
     """Restores items to the shapes, dtypes and shardings of `items`; empty ones and those that the step lacks are left out."""
@@ -138,59 +138,60 @@ class Checkpoints:
 
 
 def newest_good(
-  folder: pathlib.Path,
-  steps: Iterable[int],
-  open_step: Callable[[int], Opened],
-  *,
-  on_damage: Callable[[int], Any] = lambda step: None,
-) -> Opened | None:
-  """Tries `open_step(step)` in the order of `steps`; a damaged step is named on stderr and passed over.
+  folder: pathlib.Path, steps: Iterable[int], *, on_damage: Callable[[int], Any] = lambda step: None
+) -> tuple[int, Tree] | None:
+  """(step, its JSON) of the first of `steps` that is whole; a damaged one is named on stderr and passed over.
 
-  Returns None when there is no step; raises UserError when all are damaged.
+  Returns None when there is no step; raises UserError when all are damaged, or one cannot be read for another reason.
   """
   steps = list(steps)
   for step in steps:
     try:
-      return open_step(step)
-    except UserError:
-      raise
-    except Exception as error:  # orbax and tensorstore report damage as plain exceptions of many types
+      return step, open_meta(folder, step)
+    except manifest.DamagedError as error:
       on_damage(step)
-      reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-      print(f"warning: checkpoint {folder / str(step)} cannot be used ({reason}); trying the one before", file=sys.stderr)
+      print(f"warning: checkpoint {folder / str(step)} cannot be used ({error}); trying the one before", file=sys.stderr)
+    except OSError as error:  # of the disk or the network; the step may be as good as new
+      raise UserError(f"cannot read checkpoint {folder / str(step)}: {error}; run the same command again") from error
   if steps:
     raise UserError(f"no checkpoint in {folder} can be read: start again with another --workdir")
   return None
 
 
 def open_meta(folder: pathlib.Path, step: int) -> Tree:
-  """The JSON of a step, after every file of it and of the steps that it needs was compared with its manifest.
+  """The JSON of a step, after its files and, of the steps that it needs, those that it reads were compared with the manifests.
 
   Raises:
     UserError: a version that this code does not know.
     DamagedError: a file is missing or has changed.
   """
+  if (folder / str(step) / "meta").is_dir() and not (folder / str(step) / manifest.FILE).is_file():
+    read_meta(folder / str(step))  # the first version had no manifest, and is refused by its name
+  manifest.verify(folder / str(step))
   meta = read_meta(folder / str(step))
-  for number in sorted({step, *meta["needs"]}):
-    manifest.verify(folder / str(number))
+  for number in meta["needs"]:
+    manifest.verify(folder / str(number), but="live")
   return meta
 
 
 def read_meta(step_folder: pathlib.Path) -> Tree:
   """The JSON of a step folder; raises UserError for a version this code does not know, DamagedError for what we never wrote."""
-  meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(step_folder / "meta", args=ocp.args.JsonRestore())
+  path = step_folder / "meta" / "metadata"  # where orbax puts an item of JSON
+  try:
+    meta = json.loads(path.read_text(encoding="utf-8"))
+  except (ValueError, RecursionError, FileNotFoundError) as error:
+    raise manifest.DamagedError(f"{path} is damaged or missing") from error
   if not isinstance(meta, dict):
-    raise manifest.DamagedError(f"{step_folder / 'meta'} is damaged: it holds no object")
+    raise manifest.DamagedError(f"{path} is damaged: it holds no object")
   if (found := meta.get("version")) != VERSION:
     raise UserError(
       f"{step_folder} is a checkpoint of version {found}, this phpjax reads version {VERSION}: "
       "open it with the phpjax that wrote it, or start again with another --workdir"
     )
   numbers = [*meta["needs"], *meta["learned"].values()]
-  if not all(isinstance(number, int) for number in numbers) or any(
-    pathlib.PurePath(x).name != x or x == ".." for x in meta["items"]
-  ):
-    raise manifest.DamagedError(f"{step_folder / 'meta'} is damaged: it names what is no item or no step")
+  outside = [name for name in meta["items"] if pathlib.PurePath(name).name != name or name == ".."]
+  if outside or not all(isinstance(number, int) for number in numbers):
+    raise manifest.DamagedError(f"{path} is damaged: it names what is no item or no step")
   return meta
 
 
@@ -204,7 +205,7 @@ def _needs(step_folder: pathlib.Path) -> set[int]:
   """The steps that a step needs; none if that cannot be read, which is found out and told when it is opened."""
   try:
     return set(read_meta(step_folder)["needs"])
-  except Exception:
+  except (UserError, manifest.DamagedError, OSError):
     return set()
 
 

@@ -8,7 +8,6 @@ as the run has learned them.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import pathlib
@@ -92,7 +91,8 @@ def _open_step(folder: pathlib.Path, step: int | None) -> tuple[Tree, Tree]:
   if not there:
     raise UserError(f"no checkpoint in {folder}: train first with python -m phpjax.main --workdir={folder.parent}")
   if step is None:
-    return checkpoint.newest_good(folder, there, functools.partial(open_step, folder))
+    step, _ = checkpoint.newest_good(folder, there)
+    return open_step(folder, step)
   if step not in there:
     raise UserError(f"no checkpoint {step} in {folder}; there are {there}")
   try:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from phpjax import drift, sharding, workdir
+from phpjax import distributed, drift, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.run import Best, Position, Run, add_task, begin, new_history
 from phpjax.steps import Live
@@ -68,22 +68,32 @@ def restore(run: Run) -> bool:
   """Goes to the newest good checkpoint, if any; raises UserError when the run cannot go on from it."""
   if not run.config.resume and run.checkpoints.steps():
     raise UserError(f"--workdir={run.folder} holds checkpoints and resume=False: take another --workdir")
-  fresh = run.params, run.state
+  found = run.checkpoints.newest_good()
+  distributed.check_equal({"newest good checkpoint": found and found[0]})  # before all of them restore it together
+  if found is None:
+    return False
+  step, meta = found
+  _check_same(run, meta)
+  try:
+    _go_to(run, meta, step)
+  except Exception as error:  # orbax's are of many types; the files are what they were, so it is no damage
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    raise UserError(
+      f"checkpoint {run.checkpoints.folder / str(step)} is whole and cannot be restored ({reason}): written by another "
+      "version of phpjax, or of optax or flax?"
+    ) from error
+  return True
 
-  def open_step(step: int) -> bool:
-    meta = run.checkpoints.open_meta(step)
-    _check_same(run, meta)
-    (run.params, run.state), run.live, run.best = fresh, None, None  # a damaged newer step may have left something behind
-    run.position, run.history = Position(**meta["position"]), {**new_history(), **meta["history"]}
-    run.learned, run.anchors = dict(meta["learned"]), {}
-    for name in meta["tasks"]:
-      add_task(run, name)
-    _fill_finished(run)
-    _fill(run, meta, step)
-    run.position.saves = run.checkpoints.steps()[0]  # orbax never overwrites a step, not even a damaged one
-    return True
 
-  return bool(run.checkpoints.newest_good(open_step))
+def _go_to(run: Run, meta: Tree, step: int) -> None:
+  """Puts the run where a checkpoint was."""
+  run.position, run.history = Position(**meta["position"]), {**new_history(), **meta["history"]}
+  run.learned = dict(meta["learned"])
+  for name in meta["tasks"]:
+    add_task(run, name)
+  _fill_finished(run)
+  _fill(run, meta, step)
+  run.position.saves = run.checkpoints.steps()[0]  # orbax never overwrites a step, not even a damaged one
 
 
 def _check_same(run: Run, meta: Tree) -> None:

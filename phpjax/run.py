@@ -344,7 +344,8 @@ def stop_on_signal(run: Run) -> Iterator[None]:
 
   def ask(number: int, frame: Any) -> None:
     del frame
-    signal.signal(number, signal.SIG_DFL)
+    for each in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(each, signal.SIG_DFL)
     if jax.process_count() > 1:
       return distributed.ask_to_stop(signal.Signals(number).name)
     run.stop = True

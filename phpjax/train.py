@@ -28,12 +28,13 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
   """Runs, or continues, the whole sequence; returns results.json's content. Raises UserError and Stopped."""
   with open_run(config, folder) as run, stop_on_signal(run):
     found = resume.restore(run)
-    run.log = MetricsLog(run.folder, resume_step=run.position.step, primary=distributed.is_primary())
     if found and run.position.task == len(run.names) and (folder / workdir.RESULTS).is_file():
       run.progress.note(
         f"--workdir={folder} is finished: see {folder / workdir.RESULTS}, or evaluate it again (--mode=evaluate)"
       )
       return workdir.read_json(folder / workdir.RESULTS)
+    workdir.update(folder, run.config, primary=distributed.is_primary())
+    run.log = MetricsLog(run.folder, resume_step=run.position.step, primary=distributed.is_primary())
     announce(run, found)
     for index in range(run.position.task, len(run.names)):
       if run.names[index] not in run.learned:
@@ -183,6 +184,7 @@ def report(run: Run, name: str, epoch: int, scale: Tree, done: Dispatched) -> No
   metrics, config = jax.device_get(done.metrics), run.config
   if run.held is not None:
     run.held.check()
+  run.checkpoints.check()
   losses = {k: float(v) for k, v in metrics["losses"].items()}
   if not metrics["finite"]:
     refused(run, name, epoch, done, metrics)

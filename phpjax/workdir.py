@@ -78,12 +78,18 @@ def claim(workdir: pathlib.Path, config: ConfigDict, *, primary: bool = True) ->
       f"--workdir={workdir} belongs to another config: {shown}{' ...' if len(found) > 4 else ''}; "
       "take another --workdir or the old settings"
     )
-  if not primary:
+  if primary and not path.is_file():
+    update(workdir, config)
+
+
+def update(workdir: pathlib.Path, config: ConfigDict, *, primary: bool = True) -> None:
+  """Makes config.json say where the data and the weights are now, once the run was found to be able to go on with them."""
+  path, now = workdir / CONFIG, plain(config)
+  if not primary or (path.is_file() and read_json(path) == now):
     return
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    if not path.is_file() or there != now:
-      write_json(path, now)  # the latest one says where the data and the weights are
+    write_json(path, now)
   except OSError as error:
     raise UserError(f"cannot write to --workdir={workdir}: {error}") from error
 

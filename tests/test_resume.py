@@ -27,13 +27,15 @@ CUTS = {
   "in the evaluation of the first task": ("ave test", 1),
   "between two evaluations": ("ave test", 2),
   "within the second task": ("step", 5),
+  "within a later epoch": ("step", 3),
+  "after a better epoch": ("step", 7),
   "before a validation": ("avs val", 1),
   "in the last evaluation": ("avs unseen", 1),
   "after the last task": ("finish", 1),
 }
 
 
-BY_DEFAULT = ("within an epoch", "in the evaluation of the first task", "before a validation", "after the last task")
+BY_DEFAULT = ("within an epoch", "in the evaluation of the first task", "after a better epoch", "after the last task")
 CASES = [
   pytest.param(method, cut, marks=() if method == "php" and cut in BY_DEFAULT else pytest.mark.slow)
   for method in METHODS

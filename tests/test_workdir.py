@@ -92,10 +92,13 @@ def test_fields_that_only_say_where_and_how_may_differ(tmp_path):
   fields = workdir.flatten(workdir.plain(config("full")))
   assert set(workdir.ELSEWHERE) <= set(fields), "every rule matches a field"
   other = config("full", **values)
+  before = (tmp_path / "config.json").read_bytes()
   workdir.claim(tmp_path, other)
+  assert (tmp_path / "config.json").read_bytes() == before, "the run may yet be refused"
+  workdir.update(tmp_path, other)
   assert workdir.read_json(tmp_path / "config.json")["data"]["root"] == "elsewhere", "who loads the run looks there"
   written = (tmp_path / "config.json").stat().st_mtime_ns
-  workdir.claim(tmp_path, other)
+  workdir.update(tmp_path, other)
   assert (tmp_path / "config.json").stat().st_mtime_ns == written, "the same again writes nothing"
 
 

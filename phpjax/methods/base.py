@@ -209,7 +209,7 @@ class Method:
     """After a task: consolidate (statistics, centroids); by default nothing.
 
     Args:
-      params, state: the whole trees, of all tasks so far.
+      params, state: the whole trees, of all tasks so far; those of earlier tasks are written already and must stay as they are.
       task: the task that has just been learned.
       features: `features(prompted)` runs over its training clips once -> ({modality: Features}, batch), evaluation mode; the
         same rows, all of them, on every process.
