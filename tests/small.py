@@ -3,16 +3,18 @@
 Parameters are drawn by numpy, so that no initialiser is compiled and nothing starts at zero.
 """
 
+import importlib
 import zlib
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from phpjax import compat
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.encoders import AST, CLIPText, CLIPVision, pretrained
-from phpjax.methods import PHP, Backbone, Sizes
+from phpjax.methods import PHP, Backbone, Sizes, make_method
 from phpjax.tasks import Widths
 
 Tree = dict[str, Any]
@@ -60,6 +62,18 @@ def task(name: str, *, num_classes: int = 3, **options: Any) -> Any:
   extra = {"avs": {"image_size": IMAGE}, "avqa": {"num_words": 9}}.get(name, {})
   classes = tuple(f"class {i}" for i in range(num_classes))
   return TASKS[name](Widths(16, 16, 8, patches), SECONDS, num_classes, **{"name": name, "classes": classes, **extra, **options})
+
+
+def config_of(method: str) -> ConfigDict:
+  """The experiment of a method at its smallest, with all of its modules."""
+  return importlib.import_module(f"configs.{ {'php': 'php_avqa'}.get(method, method) }").get_config("tiny")
+
+
+def method_of(name: str, made: Tree | None = None, **options: Any) -> Any:
+  """The method called `name` with the options of its `:tiny` config, on these encoders."""
+  chosen = compat.resolve(config_of(name)).method
+  options = {**{k: v for k, v in chosen.items() if k not in ("name", "compat")}, **options}
+  return make_method(name, backbone(made or modules()), **options)
 
 
 def php(made: Tree | None = None, cls: type = PHP, **options: Any) -> Any:

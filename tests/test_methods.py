@@ -13,7 +13,7 @@ from small import TASKS
 from phpjax import model, partition
 from phpjax.encoders import make_encoder, pretrained
 from phpjax.encoders.base import Stream
-from phpjax.methods import METHODS, FineTune, Method, Sizes, make_method
+from phpjax.methods import METHODS, FineTune, Sizes, make_method
 from phpjax.methods.php_modules import ClipAdapter, GeneratorBlock, MiddlePrompts, PromptGenerator, ShallowAdapter
 from phpjax.methods.prompts import l2_normalise
 
@@ -287,7 +287,7 @@ def test_finetune_has_the_same_modules_and_no_part_of_a_task():
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("task_name", TASKS)
 def test_what_a_method_uses_exists_and_every_leaf_has_a_label(name, task_name):
-  method, task = small.php(cls=METHODS[name]) if name != "linear_probe" else Method(small.backbone(MADE)), small.task(task_name)
+  method, task = small.method_of(name), small.task(task_name)
   params = {
     "encoders": {},
     "shared": shapes_of(method.init_shared),

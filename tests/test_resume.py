@@ -14,7 +14,6 @@ from command import tiny_toybox  # noqa: F401  fixture
 from ml_collections import ConfigDict
 from runs import comparable, learned
 
-from configs import base
 from phpjax import experiment, run, train
 from phpjax.methods import METHODS
 from phpjax.steps import Steps
@@ -49,8 +48,8 @@ class Cut(Exception):
 
 def config_of(method: str, toybox: pathlib.Path) -> ConfigDict:
   """Two tasks of two short epochs."""
-  c = base.php("tiny", method) if method in ("php", "finetune") else base.experiment("tiny")
-  c.method.name, c.tasks, c.num_epochs, c.data.root = method, ("ave", "avs"), 2, str(toybox)
+  c = small.config_of(method)
+  c.tasks, c.num_epochs, c.data.root = ("ave", "avs"), 2, str(toybox)
   c.eval_batch_size, c.save_every_steps = 2, 3
   if "deep" in c.method:
     c.method.shallow, c.method.mid = (), ()
