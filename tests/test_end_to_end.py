@@ -61,7 +61,7 @@ def test_a_run_leaves_what_is_promised(finished):
     assert [[x is None for x in row] for row in matrix] == [[False, True], [False, False]]
     assert all(0 <= x <= 1 for row in matrix for x in row if x is not None)
   assert found["mean_accuracy"] == pytest.approx(np.mean(found["matrix"][1]))
-  assert set(found["parameters"]) == {"frozen", "shared", "per_task", "trainable_fraction"}
+  assert set(found["parameters"]) == {"frozen", "shared", "per_task", "trainable_fraction", "trainable_fraction_without_heads"}
   assert {row["split"] for row in found["per_task"]} == {"test", "unseen"}
   assert len(list((finished / "figures").glob("*.png"))) >= 4
 
