@@ -42,7 +42,7 @@ NUMBERS = {"slots": "num_slots", "length": "msp_length", "rank": "rank"}
 CHANGES = (*SWITCHES, "slots_N", "length_N", "first_N", "last_N", "rank_N")
 OF_SIZE = {
   "full": {"blocks": tuple(range(12)), "msp_length": 8, "rank": 32, "num_slots": 16},
-  "toybox": {"blocks": tuple(range(12)), "msp_length": 4, "rank": 8, "num_slots": 16},
+  "toybox": {"blocks": tuple(range(12)), "msp_length": 4, "rank": 8, "num_slots": 8},
   "tiny": {"blocks": (0, 1, 2), "msp_length": 2, "rank": 4, "num_slots": 4},
 }
 

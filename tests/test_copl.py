@@ -1,6 +1,7 @@
 """CoPL: its prompts and losses against plain numpy, what the gate and the pairing let through, ablations, sizes by formula."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -160,8 +161,12 @@ class Setup:
   def tokens(self, batch, train=False):
     """{modality: last tokens}."""
     trainable, frozen = partition.split(self.params, "avs", self.method.uses(self.task))
-    run = lambda t, f, b: model.forward(PAIR, self.method, self.task, t, f, {}, None, b, rng=None, train=train)[0]
-    return {m: np.asarray(f.tokens) for m, f in jax.jit(run)(trainable, frozen, batch).items()}
+    return {m: np.asarray(f.tokens) for m, f in features_of(self.method, self.task, train, trainable, frozen, batch).items()}
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def features_of(method, task, train, trainable, frozen, batch):
+  return model.forward(PAIR, method, task, trainable, frozen, {}, None, batch, rng=None, train=train)[0]
 
 
 def apart(one, other):

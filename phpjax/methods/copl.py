@@ -19,9 +19,9 @@ OURS, all of what follows. In every block l of `blocks`, with tokens X_v, X_a of
                    w = (w_v + w_a) / 2, so that slot j means the same in both banks; prompts sum_j w_j V_v_j U_v and
                    sum_j w_j V_a_j U_a. No top-k, no vote over the batch.
 All enter as keys and values of kind "input"; in HTS-AT in every window, with zero relative bias. Losses beside the task's:
-0.1 (KL(w_v || w_a) + KL(w_a || w_v)) / 2, 0.01 |K K' - I|_F^2 of each bank's unit keys, and optionally ln M - H(mean w)
-against slots that no one takes. Heads are the tasks' own, as those of `linear_probe`. Without its partner a modality has no
-interaction prompts and takes its own weights.
+0.1 (KL(w_v || w_a) + KL(w_a || w_v)) / 2, 0.01 |K K' - I|_F^2 of each bank's unit keys (within reach where M <= r), and
+optionally ln M - H(mean w) against slots that no one takes. Heads are the tasks' own, as those of `linear_probe`. Without its
+partner a modality has no interaction prompts and takes its own weights.
 
 In sequence (ours too, for the paper has none): every part belongs to its task, so nothing is forgotten and nothing is
 transferred, and on one task this is the method above exactly. `shared` names parts that all tasks train on instead.
