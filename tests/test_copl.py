@@ -106,6 +106,20 @@ def test_the_prompts_of_a_block_by_hand(coupled):
   assert np.abs(expected_weights["visual"] - expected_weights["audio"]).max() > 0.1, "so that averaging them shows"
 
 
+def test_computing_prompts_again_changes_no_number():
+  params, streams = small.fill(shapes_of(made_of())), {m: Stream(jnp.asarray(x)) for m, x in tokens_of().items()}
+
+  def prompts(method, params):
+    context = method.observe({"parts": params, "pairing": None, "prefixes": {}, "routing": ()}, 0, streams)
+    made, weights = method.prefix(context, 0), context["routing"][0]
+    return sum(jnp.sin(made[m].key).sum() * made[m].gate + jnp.square(weights[m]).sum() for m in PAIR)
+
+  found = [jax.jit(jax.value_and_grad(lambda p, r=r: prompts(made_of(remat=r), p)))(params) for r in (False, True)]
+  for one, two in zip(*map(jax.tree.leaves, found), strict=True):
+    close(one, two)
+  assert all(np.abs(x).max() > 0 for part in PARTS[1:3] for x in jax.tree.leaves(found[0][1][part]["step_0"]))
+
+
 def test_the_losses_by_hand_ignore_padding():
   method = made_of(entropy_weight=0.1)
   params = small.fill(shapes_of(method))
