@@ -202,6 +202,10 @@ class Dataset:
     """The label arrays of one row."""
     raise NotImplementedError
 
+  def class_of(self, record: Record) -> str:
+    """The one class of a row, of datasets that can be learned class by class (see parts.py)."""
+    raise NotImplementedError
+
   def clip_names(self, record: Record) -> tuple[str, ...]:
     """Names under which the media of a row may be stored, the usual one first."""
     return (record.clip,)

@@ -11,16 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import DATASETS, DataError, Dataset, Media
 from data_pipelines.toybox import compose
-from phpjax import backend
+from phpjax import backend, routing
 from phpjax.benchmarks import BENCHMARKS, TaskInfo
 from phpjax.encoders import ENCODERS, pretrained
 from phpjax.errors import UserError
 from phpjax.methods import METHODS, Backbone, Method, Sizes, make_method
-from phpjax.tasks import Task
+from phpjax.tasks import Classes, Task
 
 Tree = dict[str, Any]
 ONLY_CONSTANTS = {"audio_text": "text"}  # encoders that are read once per task only, and what goes into them
@@ -93,6 +94,8 @@ class Experiment:
     tree = self._make(fresh, self.key("prompts", name), self.key("head", name), previous, abstract=abstract)
     params = {**params, "tasks": {**params["tasks"], name: tree}}
     fresh_state = {"head": task.init_state(), "method": self.method.init_task_state(task)}
+    if self.config.task_id == "inferred":  # filled when the task is learned
+      fresh_state["centroids"] = np.zeros((routing.NUM_CENTROIDS, routing.width(self.encoders)), np.float32)
     return params, {**state, "tasks": {**state["tasks"], name: fresh_state}}
 
 
@@ -110,7 +113,7 @@ def open_datasets(config: ConfigDict, progress: Any = None) -> dict[str, Dataset
   """{task name: Dataset}; raises UserError."""
   try:
     root = data_root(config, progress)
-    return {name: BENCHMARKS[name].dataset(root) for name in config.tasks}
+    return {name: BENCHMARKS[name].open(root, config.data) for name in config.tasks}
   except (DataError, OSError) as error:
     raise UserError(str(error)) from error
 
@@ -203,6 +206,7 @@ def listing() -> str:
     *(f"  {name:16s}{first(cls)}" for name, cls in METHODS.items()),
     "tasks:",
     *(f"  {name:16s}{first(benchmark.task)} [dataset {data[benchmark.dataset]}]" for name, benchmark in BENCHMARKS.items()),
+    *(f"  {name + '_N':16s}{first(Classes)} [dataset {data[whole]}]" for name, whole in BENCHMARKS.families.items()),
     "encoders:",
     *(f"  {name:16s}{first(cls)}" for name, (cls, _) in ENCODERS.items()),
     "datasets:",

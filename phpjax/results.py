@@ -9,7 +9,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -53,6 +53,7 @@ def assemble(run: Any) -> Tree:
     "tasks": names,
     "metric": {name: BENCHMARKS[name].main for name in names},
     "matrix": history["matrix"],
+    **inferred(history["per_task"], names, matrix_split),
     "unseen": history["unseen"],
     **{k: summary[k] for k in ("mean_accuracy", "forgetting", "bwt")},
     "summary": summary,
@@ -72,6 +73,23 @@ def assemble(run: Any) -> Tree:
     "versions": versions(),
     "compat": config.method.compat,
     "task_id": config.task_id,
+  }
+
+
+def inferred(per_task: Sequence[Tree], names: Sequence[str], split: str) -> Tree:
+  """Where tasks were inferred: {"routing", "oracle"}, matrices as `matrix`: the share of clips whose task was found, and the
+  scores if the task were given."""
+  rows = {(row["after"], row["task"]): row["scores"] for row in per_task if row["split"] == split}
+  if not any("routing_accuracy" in scores for scores in rows.values()):
+    return {}
+
+  def matrix(pick: Callable[[Tree, str], float]) -> list[list[float | None]]:
+    return [[pick(rows[after, name], name) if (after, name) in rows else None for name in names] for after in names]
+
+  main = {name: BENCHMARKS[name].main for name in names}
+  return {
+    "routing": matrix(lambda scores, name: scores.get("routing_accuracy", 1.0)),  # one task is no choice
+    "oracle": matrix(lambda scores, name: scores.get(f"oracle_{main[name]}", scores[main[name]])),
   }
 
 
@@ -103,9 +121,11 @@ def statement(run: Any, name: str, split: str, scores: dict[str, float], scored:
   }  # fmt: skip
   trivial = trivial_of(run, name)[split]
   pairs = ((key, 100 * scores[key], 100 * trivial["scores"][key]) for key in benchmark.shown(protocol))
+  more = {key: 100 * value for key, value in scores.items() if key == "routing_accuracy" or key.startswith("oracle_")}
   return (
     f"{name} {split}: "
     + ", ".join(f"{key} {ours:.1f} (trivial {theirs:.1f})" for key, ours, theirs in pairs)
+    + "".join(f", {key} {value:.1f}" for key, value in more.items())
     + f" percent; {scored} of {len(records)} rows scored, {clips - left_out} of {clips} clips read; "
     + f"trivial predictor: {trivial['name']}; protocol: {told}"
   )

@@ -33,6 +33,7 @@ from phpjax import (
   watchdog,
   workdir,
 )
+from phpjax.answers import Answers
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
@@ -196,18 +197,14 @@ class Run:
       self.cached_constants[name] = sharding.put_replicated(self.experiment.constants[name], self.mesh)
     return self.cached_constants[name]
 
-  def predictor(self, name: str) -> Callable[[Tree], Tree]:
-    """batch -> the scores of this process's rows, with the task's stored prompts and the shared parameters of now."""
-    task, (trainable, frozen) = self.experiment.tasks[name], self.parts(name)
-    state = self.state_of(name)
-    keys = tuple(k for k in task.device_keys if not k.startswith("label"))
-    inputs = (self.past(name), self.constants(name))
+  def predictor(self, name: str, *, infer: bool = True) -> Callable[[Tree], Tree]:
+    """batch -> the scores of this process's rows as all that is learned so far gives them; see `Answers.of`.
 
-    def predict(batch: Tree) -> Tree:
-      rows = sharding.put_batch(batch, self.mesh, keys)
-      return sharding.local_rows(self.steps.predict(task, trainable, state, frozen, *inputs, rows), self.mesh)
-
-    return predict
+    infer: False gives the task even where the config says that it is inferred.
+    """
+    infer = infer and self.config.task_id == "inferred"
+    learned = Answers(self.experiment, self.steps, self.mesh, self.params, self.state, self.constants, infer)
+    return learned.of(name)
 
   def features(self, name: str, prompted: bool) -> Iterator[tuple[Tree, Tree]]:
     """({modality: Features}, batch) over a task's training clips in their order, evaluation mode; all rows on every process."""

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from data_pipelines import DataError
 from phpjax import distributed, drift, evaluate, results
-from phpjax.benchmarks import BENCHMARKS
+from phpjax.answers import ORACLE, ROUTED
+from phpjax.benchmarks import BENCHMARKS, Benchmark
+from phpjax.metrics import rows
 from phpjax.run import Best, Run, Stopped, return_freed_memory
 
 Tree = dict[str, Any]
 
 
-def score(run: Run, name: str, split: str, *, title: str = "") -> dict[str, float]:
+def score(run: Run, name: str, split: str, *, title: str = "", infer: bool = True) -> dict[str, float]:
   """Every score of a task on a split, told in a line that begins with `title`.
+
+  Where tasks are inferred (and `infer`): `routing_accuracy`, the share of clips whose task was found, and as `oracle_...` what
+  the main score would be if the task were given.
 
   Raises:
     DataError: no row can be scored, as when all clips are bad.
@@ -39,17 +46,39 @@ def score(run: Run, name: str, split: str, *, title: str = "") -> dict[str, floa
     if not scored:
       hint = ": --config.data.on_bad_clip=error says why" if run.config.data.on_bad_clip == "skip" else ""
       raise DataError(f"no clip of {name} {split} can be scored{hint}")
-    return benchmark.summarise(parts)
+    return summary(benchmark, parts)
 
   scores = evaluate.evaluate(
-    run.predictor(name),
+    run.predictor(name, infer=infer),
     run.batches(name, split, batch_size=run.config.eval_batch_size, shuffle=False),
-    benchmark.statistics,
+    functools.partial(statistics, benchmark),
     summarise,
     on_batch=on_batch,
   )
   run.progress.note(title + results.statement(run, name, split, scores, scored))
   return scores
+
+
+def statistics(benchmark: Benchmark, outputs: Tree, batch: Tree) -> Tree:
+  """What the benchmark's metric needs of a batch; where the task was inferred, the same under `oracle/` with the task given."""
+  plain = {key: x for key, x in outputs.items() if key != ROUTED and not key.startswith(ORACLE)}
+  found = benchmark.statistics(plain, batch)
+  if ROUTED not in outputs:
+    return found
+  given = benchmark.statistics({key.removeprefix(ORACLE): x for key, x in outputs.items() if key.startswith(ORACLE)}, batch)
+  (routed,) = rows.keep(batch["mask"], outputs[ROUTED])
+  return {**found, ROUTED: routed, **{f"{ORACLE}{key}": x for key, x in given.items()}}
+
+
+def summary(benchmark: Benchmark, parts: Sequence[Tree]) -> dict[str, float]:
+  """Statistics of all batches -> every score; see `score`."""
+  pick = lambda chosen: [{k.removeprefix(ORACLE): x for k, x in part.items() if chosen(k)} for part in parts]
+  scores = benchmark.summarise(pick(lambda k: k != ROUTED and not k.startswith(ORACLE)))
+  if ROUTED not in parts[0]:
+    return scores
+  oracle = benchmark.summarise(pick(lambda k: k.startswith(ORACLE)))[benchmark.main]
+  found = rows.mean(np.concatenate([part[ROUTED] for part in parts]))
+  return {**scores, "routing_accuracy": found, f"oracle_{benchmark.main}": oracle}
 
 
 def choose(run: Run, epoch: int) -> None:
@@ -58,7 +87,7 @@ def choose(run: Run, epoch: int) -> None:
   if (split := run.selection_split(name)) is None:
     return
   run.absorb()
-  scores = score(run, name, split, title=f"epoch {epoch + 1}/{run.num_epochs(name)}, ")
+  scores = score(run, name, split, title=f"epoch {epoch + 1}/{run.num_epochs(name)}, ", infer=False)
   run.log.evaluation(run.position.step, name, scores, split=split)
   value = scores[BENCHMARKS[name].main]
   run.history["validation"][name] = [*run.history["validation"].get(name, ()), value]

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import DataError
-from phpjax import distributed, nonfinite, optimizer, results, resume, sharding, workdir
+from phpjax import distributed, nonfinite, optimizer, results, resume, routing, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
 from phpjax.run import Run, Stopped, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
@@ -118,8 +118,19 @@ def finish_task(run: Run, name: str) -> None:
   run.params, run.state = run.experiment.method.end_task(
     run.params, run.state, run.experiment.tasks[name], functools.partial(run.features, name)
   )
+  remember_looks(run, name)
   run.anchors[name] = anchor_of(run, name)
   resume.save(run, learned=name)
+
+
+def remember_looks(run: Run, name: str) -> None:
+  """Where tasks are inferred: what the clips of this one look like to the frozen encoders."""
+  if "centroids" not in run.state["tasks"][name]:
+    return
+  real = lambda features, batch: routing.vectors(features, len(batch["mask"]))[np.asarray(batch["mask"]) > 0]
+  looks = np.concatenate([real(features, batch) for features, batch in run.features(name, prompted=False)])
+  own = {**run.state["tasks"][name], "centroids": sharding.put_replicated(routing.centroids(looks), run.mesh)}
+  run.state = {**run.state, "tasks": {**run.state["tasks"], name: own}}
 
 
 @dataclasses.dataclass(frozen=True)
