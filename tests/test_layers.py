@@ -44,6 +44,7 @@ BESIDE_TRAIN = {f"phpjax.{name}" for name in ("bench", "convert", "predict", "pr
 ENGINE = {
   f"phpjax.{name}"
   for name in (
+    "answers",
     "benchmarks",
     "checks",
     "compat",
@@ -55,6 +56,7 @@ ENGINE = {
     "predictions",
     "results",
     "resume",
+    "routing",
     "run",
     "scoring",
     "steps",
@@ -83,7 +85,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.predictions",
     "phpjax.tasks",
   },
-  "phpjax.experiment": {*PARTS, "phpjax.backend", "phpjax.benchmarks", "phpjax.errors", "phpjax.sharding"},  # config -> objects
+  "phpjax.routing": set(),
+  # config -> objects
+  "phpjax.experiment": {*PARTS, "phpjax.backend", "phpjax.benchmarks", "phpjax.errors", "phpjax.routing", "phpjax.sharding"},
+  "phpjax.answers": {"phpjax.experiment", "phpjax.partition", "phpjax.routing", "phpjax.sharding", "phpjax.steps"},
   "phpjax.compat": {"phpjax.encoders", "phpjax.errors"},
   "phpjax.checks": {
     *PARTS,
@@ -100,6 +105,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "phpjax.run": {
     *PARTS,
     *TOOLS,
+    "phpjax.answers",
     "phpjax.benchmarks",
     "phpjax.checks",
     "phpjax.compat",
@@ -108,7 +114,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.steps",
   },
   "phpjax.resume": {*TOOLS, "phpjax.run", "phpjax.steps"},
-  "phpjax.scoring": {*TOOLS, "data_pipelines", "phpjax.benchmarks", "phpjax.evaluate", "phpjax.results", "phpjax.run"},
+  "phpjax.scoring": {
+    *TOOLS,
+    "data_pipelines",
+    "phpjax.answers",
+    "phpjax.benchmarks",
+    "phpjax.evaluate",
+    "phpjax.metrics",
+    "phpjax.results",
+    "phpjax.run",
+  },
   "phpjax.train": BELOW_TRAIN,
   **{name: {*BELOW_TRAIN, "phpjax.train", "phpjax.cli"} for name in BESIDE_TRAIN},
   "phpjax.bench_steps": BELOW_TRAIN,

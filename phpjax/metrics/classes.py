@@ -28,8 +28,8 @@ def statistics(
   """
   scores, label, place = rows.keep(mask, scores, label, place)
   rows.check_finite("class scores", scores)
-  num_classes = scores.shape[-1]
-  best = scores.reshape(len(scores), -1).argmax(-1)
+  num_tasks, num_classes = scores.shape[1:]
+  best = scores.reshape(len(scores), num_tasks * num_classes).argmax(-1)
   return {
     "hit": best == place * num_classes + label,
     "task_hit": best // num_classes == place,
