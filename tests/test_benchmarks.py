@@ -13,7 +13,7 @@ import small
 from PIL import Image
 
 from configs import base
-from data_pipelines import DATASETS, DataError
+from data_pipelines import DATASETS, DataError, TuxPaint
 from phpjax import evaluate, metrics, scoring, tasks
 from phpjax.benchmarks import BENCHMARKS, TaskInfo
 from phpjax.encoders import pretrained
@@ -22,6 +22,7 @@ from phpjax.errors import UserError
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 B, T, C, SIZE = 4, 5, 6, 8
 WORDS = ("<pad>", "Is", "it")
+UNJOINED = {TuxPaint}  # read and checked, but learned by no benchmark so far: it needs class-incremental tasks
 
 
 def info_of(name: str) -> TaskInfo:
@@ -59,7 +60,7 @@ def batch_of(name: str, *, mask: float = 1.0) -> tuple[dict, dict]:
 
 def test_every_dataset_task_and_metric_is_joined():
   joined = BENCHMARKS.values()
-  assert {benchmark.dataset for benchmark in joined} == set(DATASETS.values())
+  assert {benchmark.dataset for benchmark in joined} | UNJOINED == set(DATASETS.values())
   kinds = {kind for name in tasks.__all__ if issubclass(kind := getattr(tasks, name), tasks.Task)} - {tasks.Task}
   assert {benchmark.task for benchmark in joined} == kinds
   scored = {module for name in metrics.__all__ if hasattr(module := getattr(metrics, name), "MAIN")}
