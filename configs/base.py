@@ -18,7 +18,7 @@ ORDERS = {
   "ave_avqa_avvp": ("ave", "avqa", "avvp"),  # the other one that its README names
   "reversed": ("avqa", "avs", "avvp", "ave"),
 }
-CLASS_INCREMENTAL = ("ave_classes",)  # the classes of a dataset in groups, one task each; the task is not given at test
+CLASS_INCREMENTAL = ("ave_classes", "tux21")  # the classes of a dataset in groups, one task each; the task is not given at test
 ENCODERS = {
   "ast": {"audio": "ast_base"},
   "clip_b16": {"visual": "clip_vit_b16", "text": "clip_text_b16"},

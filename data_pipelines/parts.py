@@ -3,19 +3,13 @@
 Which class comes when is decided by a hash, the same on every machine: classes sorted by the sha256 of `SEED:CLASS`.
 """
 
-import hashlib
 from collections.abc import Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_pipelines.base import Dataset
-from data_pipelines.schema import DataError, Example, Media, Record
-
-
-def rank(seed: int, text: str) -> str:
-  """Sorts texts into an order that depends on the seed alone."""
-  return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
+from data_pipelines.schema import DataError, Example, Media, Record, shuffled
 
 
 def class_groups(classes: Sequence[str], count: int, seed: int) -> tuple[tuple[str, ...], ...]:
@@ -23,7 +17,7 @@ def class_groups(classes: Sequence[str], count: int, seed: int) -> tuple[tuple[s
   if count < 1 or len(classes) % count:
     fitting = [n for n in range(2, len(classes) + 1) if len(classes) % n == 0]
     raise DataError(f"{len(classes)} classes do not make {count} tasks of equal size; they make {', '.join(map(str, fitting))}")
-  order, size = sorted(classes, key=lambda name: rank(seed, name)), len(classes) // count
+  order, size = shuffled(seed, classes), len(classes) // count
   return tuple(tuple(order[start : start + size]) for start in range(0, len(order), size))
 
 

@@ -21,7 +21,7 @@ from phpjax.benchmarks import BENCHMARKS, TaskInfo
 from phpjax.encoders import ENCODERS, pretrained
 from phpjax.errors import UserError
 from phpjax.methods import METHODS, Backbone, Method, Sizes, make_method
-from phpjax.tasks import Classes, Task
+from phpjax.tasks import Task
 
 Tree = dict[str, Any]
 ONLY_CONSTANTS = {"audio_text": "text"}  # encoders that are read once per task only, and what goes into them
@@ -206,7 +206,7 @@ def listing() -> str:
     *(f"  {name:16s}{first(cls)}" for name, cls in METHODS.items()),
     "tasks:",
     *(f"  {name:16s}{first(benchmark.task)} [dataset {data[benchmark.dataset]}]" for name, benchmark in BENCHMARKS.items()),
-    *(f"  {name + '_N':16s}{first(Classes)} [dataset {data[whole]}]" for name, whole in BENCHMARKS.families.items()),
+    *(f"  {name + '_N':16s}{first(family)} [dataset {data[family.whole]}]" for name, family in BENCHMARKS.families.items()),
     "encoders:",
     *(f"  {name:16s}{first(cls)}" for name, (cls, _) in ENCODERS.items()),
     "datasets:",
