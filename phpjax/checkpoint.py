@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from phpjax import manifest
+from phpjax import files, manifest
 from phpjax.errors import UserError
 
 Tree = dict[str, Any]
@@ -88,6 +88,7 @@ class Checkpoints:
       self._manager.wait_until_finished()
       if jax.process_index() == 0:
         manifest.write(self.folder / str(step))
+        files.sync_folder(self.folder)
     except Exception as error:  # as in `save`; told by `wait`
       self._failed, self._broken = error, True
 

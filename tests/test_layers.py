@@ -27,6 +27,7 @@ TOOLS = {
     "drift",
     "errors",
     "figures",
+    "files",
     "lease",
     "logs",
     "manifest",
@@ -66,12 +67,14 @@ BELOW_TRAIN = {*PARTS, *TOOLS, *ENGINE}
 MAY_IMPORT: dict[str, set[str]] = {
   **{name: {name} for name in PARTS},
   **{name: {name, "phpjax.errors"} for name in TOOLS},
-  "phpjax.checkpoint": {"phpjax.errors", "phpjax.manifest"},
+  "phpjax.checkpoint": {"phpjax.errors", "phpjax.files", "phpjax.manifest"},
   "phpjax.distributed": {"phpjax.agreement", "phpjax.errors", "phpjax.rendezvous"},
   "phpjax.evaluate": set(),
+  "phpjax.manifest": {"phpjax.files"},
   "phpjax.model": set(),
   "phpjax.nonfinite": {"phpjax.errors", "phpjax.workdir"},
   "phpjax.optimizer": {"phpjax.partition"},
+  "phpjax.workdir": {"phpjax.errors", "phpjax.files"},
   "phpjax.steps": {"phpjax.backend", "phpjax.model", "phpjax.optimizer", "phpjax.sharding"},  # the two jitted functions
   "phpjax.predictions": {"phpjax.figures", "phpjax.metrics"},
   "phpjax.benchmarks": {
