@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from phpjax import files, manifest
-from phpjax.errors import UserError
+from phpjax.errors import UserError, writing
 
 Tree = dict[str, Any]
 VERSION = 2
@@ -52,7 +52,8 @@ class Checkpoints:
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
     self._rotation = _Rotation(keep, {step: _needs(self.folder / str(step)) for step in steps_of(self.folder)})
     options = ocp.CheckpointManagerOptions(preservation_policy=self._rotation, cleanup_tmp_directories=True, create=True)
-    self._manager = ocp.CheckpointManager(self.folder, options=options)
+    with writing(self.folder):
+      self._manager = ocp.CheckpointManager(self.folder, options=options)
     self._sealing: threading.Thread | None = None
     self._failed: Exception | None = None
     self._broken = False  # orbax cannot go on after a write that failed: its event loop is closed

@@ -343,7 +343,9 @@ def bare(axis: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> pathlib.Path:
+  """Writes a figure -> its path; raises UserError when it cannot be written."""
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=DPI, facecolor="white")
+  with writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, facecolor="white")
   return path

@@ -19,6 +19,7 @@ from data_pipelines import DataError, loader
 from data_pipelines.views import Picked
 from phpjax import distributed, figures, partition, workdir
 from phpjax.benchmarks import BENCHMARKS
+from phpjax.errors import UserError
 from phpjax.metrics import continual, rows
 
 Tree = dict[str, Any]
@@ -242,7 +243,8 @@ def peak_memory_bytes() -> int:
 def draw(run: Any, final: Tree) -> None:
   """figures/*.png: the matrix, the curves, and examples of every task under the final parameters.
 
-  What goes wrong with a figure is told in one line: a run of hours must not lose its results to a picture.
+  What goes wrong with a figure is told in one line: a run of hours must not lose its results to a picture. Raises UserError
+  when one cannot be written.
   """
   drawings: dict[str, Callable[[pathlib.Path], Any]] = {
     "accuracy_matrix": lambda path: distributed.is_primary() and figures.accuracy_matrix(final, path),
@@ -252,6 +254,8 @@ def draw(run: Any, final: Tree) -> None:
   for name, make in drawings.items():
     try:  # every process: examples are predicted by all of them
       make(run.folder / "figures" / f"{name}.png")
+    except UserError:  # a full disk, say; all is saved, and the same command draws them
+      raise
     except Exception as error:
       run.progress.note(f"figure {name} is not drawn: {type(error).__name__}: {' '.join(str(error).split())}")
 

@@ -303,9 +303,11 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
     except DataError as error:
       raise UserError(str(error)) from error
     finally:
-      run.log.close()
-      if checkpoints is not None:
-        checkpoints.close()
+      try:
+        run.log.close()
+      finally:
+        if checkpoints is not None:
+          checkpoints.close()
 
 
 def return_freed_memory() -> None:
