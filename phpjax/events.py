@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import socket
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any
 
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
 FLUSH_S = 60.0
@@ -33,15 +35,15 @@ class Events:
     self._folder, self._writer, self._flushed = folder, None, time.monotonic()
     with self._or_without():
       folder.mkdir(parents=True, exist_ok=True)
-      self._writer = EventsWriter(str(folder / "events"), f".{os.getpid()}")
-      if purge_step is not None:
-        self._writer.write_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+      name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+      self._writer = RecordWriter(str(folder / name))
+    self._add(file_version="brain.Event:2")
+    if purge_step is not None:
+      self._add(step=purge_step, session_log=SessionLog(status=SessionLog.START))
 
   def scalar(self, tag: str, value: float, step: int) -> None:
     """Adds one number."""
-    with self._or_without():
-      if self._writer is not None:
-        self._writer.write_event(Event(wall_time=time.time(), step=step, summary=scalar(tag, value)))
+    self._add(step=step, summary=scalar(tag, value))
     if time.monotonic() - self._flushed > FLUSH_S:
       self.flush()
 
@@ -58,6 +60,11 @@ class Events:
       if self._writer is not None:
         self._writer.close()
     self._writer = None
+
+  def _add(self, **fields: Any) -> None:
+    with self._or_without():
+      if self._writer is not None:
+        self._writer.write(Event(wall_time=time.time(), **fields).SerializeToString())
 
   @contextlib.contextmanager
   def _or_without(self) -> Iterator[None]:

@@ -24,6 +24,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from phpjax.errors import writing
+
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW = (
   "#0072B2",
   "#E69F00",

@@ -36,6 +36,7 @@ TOOLS = {
     "progress",
     "rendezvous",
     "sharding",
+    "signals",
     "sources",
     "watchdog",
     "values",
@@ -68,6 +69,7 @@ BELOW_TRAIN = {*PARTS, *TOOLS, *ENGINE}
 MAY_IMPORT: dict[str, set[str]] = {
   **{name: {name} for name in PARTS},
   **{name: {name, "phpjax.errors"} for name in TOOLS},
+  "phpjax.agreement": {"phpjax.signals"},
   "phpjax.checkpoint": {"phpjax.errors", "phpjax.files", "phpjax.manifest"},
   "phpjax.distributed": {"phpjax.agreement", "phpjax.errors", "phpjax.rendezvous"},
   "phpjax.evaluate": set(),
@@ -88,7 +90,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.predictions",
     "phpjax.tasks",
   },
-  "phpjax.experiment": {*PARTS, "phpjax.backend", "phpjax.benchmarks", "phpjax.errors", "phpjax.sharding"},  # config -> objects
+  "phpjax.experiment": {
+    *PARTS,
+    "phpjax.backend",
+    "phpjax.benchmarks",
+    "phpjax.errors",
+    "phpjax.sharding",
+    "phpjax.signals",
+  },  # config -> objects
   "phpjax.compat": {"phpjax.encoders", "phpjax.errors"},
   "phpjax.checks": {
     *PARTS,
