@@ -84,7 +84,10 @@ def saved_if_stopped(run: Run) -> Iterator[None]:
     yield
   except (DataError, nonfinite.StepRefused, Stopped) as error:
     if isinstance(error, DataError) and jax.process_count() > 1:
-      raise  # the other processes have no such error and would not save with this one
+      raise DataError(  # the other processes have no such error and would not save with this one
+        f"{error}; one of several processes met it, so what came after the newest checkpoint is not saved: the same command "
+        "continues there"
+      ) from error
     resume.save(run)
     run.checkpoints.wait()
     raise

@@ -9,6 +9,7 @@ from command import tiny_toybox  # noqa: F401  fixture
 
 from configs import linear_probe
 from phpjax import run, train, workdir
+from data_pipelines import DataError
 
 STALE = {"ave": {"test": {"name": "of the clips that were there", "scores": {"segment_accuracy": 0.5}}}}
 
