@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import DataError
-from phpjax import distributed, nonfinite, optimizer, results, resume, sharding, workdir
+from phpjax import distributed, nonfinite, optimizer, partition, results, resume, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
 from phpjax.run import Run, Stopped, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
@@ -113,14 +113,22 @@ def learn(run: Run, index: int) -> None:
 
 
 def finish_task(run: Run, name: str) -> None:
-  """The epoch that counts becomes the task's, the method has its last word, and all of it is written for good."""
+  """The epoch that counts becomes the task's, the method has its last word, and all of it is written for good.
+
+  Raises RuntimeError, of which nothing is written, when the method has changed what is not the task's: a programmer's error.
+  """
   if run.best is not None:
     resume.put_best(run)
   run.absorb()
   run.live, run.best = None, None
-  run.params, run.state = run.experiment.method.end_task(
+  method, before = run.experiment.method, partition.settled(run.params, run.state, name)
+  run.params, run.state = method.end_task(
     run.params, run.state, run.experiment.tasks[name], functools.partial(run.features, name)
   )
+  if changed := partition.replaced(before, partition.settled(run.params, run.state, name)):
+    raise RuntimeError(
+      f"{type(method).__name__}.end_task, after {name}, replaced what it must leave as it is: {', '.join(changed[:5])}"
+    )
   run.anchors[name] = anchor_of(run, name)
   resume.save(run, learned=name)
 
