@@ -21,6 +21,7 @@ from phpjax import distributed, figures, partition, workdir
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.errors import UserError
 from phpjax.metrics import continual, rows
+from phpjax.signals import Stopped
 
 Tree = dict[str, Any]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
@@ -125,6 +126,8 @@ def decoded_labels(run: Any, name: str, split: str) -> Iterator[Tree]:
   """Labels that are media, such as masks."""
   keys = BENCHMARKS[name].label_keys
   for batch in read(run, Picked(run.source(name, split), keys), f"{name} {split} (trivial predictor)"):
+    if run.should_stop():
+      raise Stopped
     yield from ({k: batch[k][i] for k in keys} for i in np.flatnonzero(batch["mask"]))
 
 
@@ -150,7 +153,8 @@ def open_all(run: Any, name: str, split: str) -> None:
   source = run.source(name, split).rows
   if source.on_bad_clip == "skip" and (unopened := source.unopened()):
     for _ in read(run, Picked(source, (), unopened), f"{name} {split} (search for bad clips)"):
-      pass
+      if run.stop:  # which several processes agree upon elsewhere: each has other clips to open here
+        raise Stopped
 
 
 def read(run: Any, source: loader.RandomAccess, title: str) -> Iterator[Tree]:

@@ -10,7 +10,8 @@ import jax
 from data_pipelines import DataError
 from phpjax import distributed, drift, evaluate, results
 from phpjax.benchmarks import BENCHMARKS
-from phpjax.run import Best, Run, Stopped, return_freed_memory
+from phpjax.run import Best, Run, return_freed_memory
+from phpjax.signals import Stopped
 
 Tree = dict[str, Any]
 

@@ -18,15 +18,16 @@ from data_pipelines import DataError
 from phpjax import distributed, nonfinite, optimizer, partition, results, resume, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
-from phpjax.run import Run, Stopped, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
+from phpjax.run import Run, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
 from phpjax.scoring import choose, evaluate_seen
+from phpjax.signals import Stopped
 
 Tree = dict[str, Any]
 
 
 def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
   """Runs, or continues, the whole sequence; returns results.json's content. Raises UserError and Stopped."""
-  with open_run(config, folder) as run, stop_on_signal(run):
+  with open_run(config, folder) as run:
     found = resume.restore(run)
     if found and run.position.task == len(run.names) and (folder / workdir.RESULTS).is_file():
       run.progress.note(
@@ -36,15 +37,24 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
     workdir.update(folder, run.config, primary=distributed.is_primary())
     run.log = MetricsLog(run.folder, resume_step=run.position.step, primary=distributed.is_primary())
     announce(run, found)
-    for index in range(run.position.task, len(run.names)):
-      if run.names[index] not in run.learned:
-        learn(run, index)
-      with saved_if_stopped(run):
-        evaluate_seen(run, index)
-      run.position = dataclasses.replace(run.position, task=index + 1, epoch=0, batch=0)
-      resume.save(run)
-    run.checkpoints.wait()
+    with stop_on_signal(run):
+      learn_all(run)
     return results.finish(run)
+
+
+def learn_all(run: Run) -> None:
+  """All tasks that are left; when it returns, all of them are saved, on all processes."""
+  for index in range(run.position.task, len(run.names)):
+    if run.names[index] not in run.learned:
+      learn(run, index)
+    with saved_if_stopped(run):
+      evaluate_seen(run, index)
+    run.position = dataclasses.replace(run.position, task=index + 1, epoch=0, batch=0)
+    resume.save(run)
+  run.checkpoints.wait()
+  if run.should_stop():
+    raise Stopped
+  distributed.wait_for_all()  # process 0 has sealed the last checkpoint: from here on a signal may end them all at once
 
 
 def announce(run: Run, found: bool) -> None:

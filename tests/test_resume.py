@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from runs import comparable, learned
 
 from configs import base
-from phpjax import experiment, run, train
+from phpjax import experiment, run, signals, train
 from phpjax.methods import METHODS
 from phpjax.steps import Steps
 
@@ -123,7 +123,7 @@ def whole(made, toybox, tmp_path_factory):
 @pytest.mark.parametrize(("method", "cut"), CASES)
 def test_a_run_that_was_cut_ends_where_one_that_was_not_does(method, cut, whole, made, toybox, tmp_path, monkeypatch):
   config, folder, reference = config_of(method, toybox), tmp_path / "run", whole(method)
-  with watched(monkeypatch, made, *CUTS[cut]), pytest.raises((run.Stopped, Cut)):
+  with watched(monkeypatch, made, *CUTS[cut]), pytest.raises((signals.Stopped, Cut)):
     train.train_and_evaluate(config, folder)
   assert not (folder / "results.json").exists()
   with watched(monkeypatch, made, "never", 0):
