@@ -48,7 +48,7 @@ def learn_all(run: Run) -> None:
     if run.names[index] not in run.learned:
       learn(run, index)
     with saved_if_stopped(run):
-      evaluate_seen(run, index)
+      evaluate_seen(run, index, on_scored=lambda: resume.save(run))
     run.position = dataclasses.replace(run.position, task=index + 1, epoch=0, batch=0)
     resume.save(run)
   run.checkpoints.wait()
