@@ -33,6 +33,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from phpjax import signals
 from phpjax.errors import UserError
 
 LOCK, LEASE = "run.lock", "run.lease.json"
@@ -59,19 +60,20 @@ def held(folder: pathlib.Path | None) -> Iterator[Lease | None]:
     return
   made = [path for path in (folder, *folder.parents) if not path.exists()]
   lease = Lease(folder)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    lease.acquire()
-  except OSError as error:
-    lease.close()
-    raise UserError(f"cannot write to --workdir={folder}: {error}") from error
-  try:
-    yield lease
-  finally:
-    lease.release()
-    for path in made:  # a run that was refused leaves nothing
-      if path.is_dir() and not any(path.iterdir()):
-        path.rmdir()
+  with signals.at_end(lease.release):
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      lease.acquire()
+    except OSError as error:
+      lease.close()
+      raise UserError(f"cannot write to --workdir={folder}: {error}") from error
+    try:
+      yield lease
+    finally:
+      lease.release()
+      for path in made:  # a run that was refused leaves nothing
+        if path.is_dir() and not any(path.iterdir()):
+          path.rmdir()
 
 
 class Lease:
@@ -126,9 +128,9 @@ class Lease:
       time.sleep(0.2)
 
   def release(self) -> None:
-    """Ends the heartbeat and removes both files, unless they are another run's by now."""
+    """Ends the heartbeat and removes both files, unless they are another run's by now; any thread may call it, at any time."""
     self._ended.set()
-    if self._thread is not None:
+    if self._thread is not None and self._thread.is_alive():
       self._thread.join()
     try:
       if self._is_mine():

@@ -261,7 +261,6 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
     watchdog.watching(config.watchdog_minutes, folder) as dog,
     Progress(primary=primary, on_progress=dog.beat) as progress,
     signals.at_end(progress.close),
-    signals.at_end(lambda: held and held.release()),
   ):
     if folder is not None and (folder / workdir.CONFIG).is_file():
       workdir.claim(folder, config, primary=primary)  # before anything slow

@@ -81,10 +81,13 @@ def _wait(read: int, end: Callable[[str], Any]) -> None:
 
 def clean_up() -> None:
   """Before a process is ended from another thread than its first: ends its children and calls the functions of `at_end`."""
-  for child in multiprocessing.active_children():  # after us they would wait for work for ever
+  children = multiprocessing.active_children()
+  for child in children:  # after us they would wait for work for ever
     child.kill()
 
   def call() -> None:
+    for child in children:
+      child.join()  # else it may still write where the functions tidy up
     for function in reversed(_at_end):
       function()
 

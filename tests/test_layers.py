@@ -73,6 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "phpjax.checkpoint": {"phpjax.errors", "phpjax.files", "phpjax.manifest"},
   "phpjax.distributed": {"phpjax.agreement", "phpjax.errors", "phpjax.rendezvous"},
   "phpjax.evaluate": set(),
+  "phpjax.lease": {"phpjax.errors", "phpjax.signals"},
   "phpjax.logs": {"phpjax.errors", "phpjax.events", "phpjax.files"},
   "phpjax.manifest": {"phpjax.files"},
   "phpjax.model": set(),
