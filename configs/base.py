@@ -239,7 +239,7 @@ def release(c: ConfigDict) -> ConfigDict:
 
 
 def tux21(c: ConfigDict) -> ConfigDict:
-  """Tux Paint's stamps with their spoken captions, class-incremental, on small encoders of real weights: minutes on two CPU cores.
+  """Tux Paint's stamps with their spoken captions, class-incremental, on small encoders of real weights: minutes on two cores.
 
   Pictures have 64 patches instead of 256, speech is heard for 2 seconds instead of 30. The encoders' weights:
   `python -m phpjax.convert`. DINOv2 has 12 layers and Whisper 4, so that a step is 3 of the one and 1 of the other.

@@ -6,7 +6,7 @@ A variant is a size and what is changed, joined by "+", as `toybox+no_shallow` o
   full             CLIP ViT-B/32, HTS-AT, CLIP and CLAP text, batch 32; what stands in front if no size is named
   toybox           the embedded data and encoders: minutes on two CPU cores
   tiny             seconds, for tests
-  tux21            Tux Paint's stamps, 7 tasks of 3 classes, on DINOv2, Whisper and MiniLM: minutes (`--config.data.root=STAMPS`)
+  tux21            Tux Paint's stamps, 7 tasks of 3 classes, on DINOv2, Whisper, MiniLM: minutes; data.root holds them
   released         full size, as the release does it and trains it: batch 2, Adam with L2 decay, all quirks
   released_toybox  the same quirks and optimizer with the toybox's data, rates and epochs
 and behind it

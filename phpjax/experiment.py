@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
+import shutil
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +18,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import DATASETS, DataError, Dataset, Media
 from data_pipelines.toybox import compose
-from phpjax import backend, routing
+from phpjax import backend, routing, signals
 from phpjax.benchmarks import BENCHMARKS, TaskInfo
 from phpjax.encoders import ENCODERS, pretrained
 from phpjax.errors import UserError
@@ -106,7 +108,10 @@ def data_root(config: ConfigDict, progress: Any = None) -> pathlib.Path:
   sizes, seed = compose.SIZES[config.data.toybox], config.data.toybox_seed
   # The version stands in the name: another checkout must not replace the clips under a running job.
   cached = f"~/.cache/phpjax/toybox-{config.data.toybox}-{seed}-{compose.version()[:8]}"
-  return compose.compose(pathlib.Path(config.data.root or cached).expanduser(), seed=seed, sizes=sizes, progress=progress)
+  root = pathlib.Path(config.data.root or cached).expanduser()
+  partial = root.absolute().with_name(f".{root.name}.partial-{os.getpid()}")  # as `compose` names it, hundreds of megabytes
+  with signals.at_end(lambda: shutil.rmtree(partial, ignore_errors=True)):
+    return compose.compose(root, seed=seed, sizes=sizes, progress=progress)
 
 
 def open_datasets(config: ConfigDict, progress: Any = None) -> dict[str, Dataset]:

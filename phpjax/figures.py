@@ -24,6 +24,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from phpjax.errors import writing
+
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW = (
   "#0072B2",
   "#E69F00",
@@ -359,7 +361,9 @@ def bare(axis: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> pathlib.Path:
+  """Writes a figure -> its path; raises UserError when it cannot be written."""
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=DPI, facecolor="white")
+  with writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, facecolor="white")
   return path

@@ -19,7 +19,9 @@ from data_pipelines import DataError, loader
 from data_pipelines.views import Picked
 from phpjax import distributed, figures, partition, workdir
 from phpjax.benchmarks import BENCHMARKS
+from phpjax.errors import UserError
 from phpjax.metrics import continual, rows
+from phpjax.signals import Stopped
 
 Tree = dict[str, Any]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
@@ -144,6 +146,8 @@ def decoded_labels(run: Any, name: str, split: str) -> Iterator[Tree]:
   """Labels that are media, such as masks."""
   keys = BENCHMARKS[name].label_keys
   for batch in read(run, Picked(run.source(name, split), keys), f"{name} {split} (trivial predictor)"):
+    if run.should_stop():
+      raise Stopped
     yield from ({k: batch[k][i] for k in keys} for i in np.flatnonzero(batch["mask"]))
 
 
@@ -169,7 +173,8 @@ def open_all(run: Any, name: str, split: str) -> None:
   source = run.source(name, split).rows
   if source.on_bad_clip == "skip" and (unopened := source.unopened()):
     for _ in read(run, Picked(source, (), unopened), f"{name} {split} (search for bad clips)"):
-      pass
+      if run.stop:  # which several processes agree upon elsewhere: each has other clips to open here
+        raise Stopped
 
 
 def read(run: Any, source: loader.RandomAccess, title: str) -> Iterator[Tree]:
@@ -262,7 +267,8 @@ def peak_memory_bytes() -> int:
 def draw(run: Any, final: Tree) -> None:
   """figures/*.png: the matrix, the curves, and examples of every task under the final parameters.
 
-  What goes wrong with a figure is told in one line: a run of hours must not lose its results to a picture.
+  What goes wrong with a figure is told in one line: a run of hours must not lose its results to a picture. Raises UserError
+  when one cannot be written.
   """
   drawings: dict[str, Callable[[pathlib.Path], Any]] = {
     "accuracy_matrix": lambda path: distributed.is_primary() and figures.accuracy_matrix(final, path),
@@ -272,6 +278,8 @@ def draw(run: Any, final: Tree) -> None:
   for name, make in drawings.items():
     try:  # every process: examples are predicted by all of them
       make(run.folder / "figures" / f"{name}.png")
+    except UserError:  # a full disk, say; all is saved, and the same command draws them
+      raise
     except Exception as error:
       run.progress.note(f"figure {name} is not drawn: {type(error).__name__}: {' '.join(str(error).split())}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ from phpjax import distributed, drift, evaluate, results
 from phpjax.answers import ORACLE, ROUTED
 from phpjax.benchmarks import BENCHMARKS, Benchmark
 from phpjax.metrics import rows
-from phpjax.run import Best, Run, Stopped, return_freed_memory
+from phpjax.run import Best, Run, return_freed_memory
+from phpjax.signals import Stopped
 
 Tree = dict[str, Any]
 
@@ -95,20 +96,28 @@ def choose(run: Run, epoch: int) -> None:
     run.best = Best(value, epoch, *jax.device_get((run.live.trainable, run.live.state)))
 
 
-def evaluate_seen(run: Run, index: int) -> None:
+def evaluate_seen(run: Run, index: int, *, on_scored: Callable[[], None] = lambda: None) -> None:
   """Every task learned so far, on every evaluation split that its data has: one more row of the accuracy matrix.
 
   What a run that was stopped here has scored already is not scored again. Raises as `score`.
+
+  Args:
+    run: at work.
+    index: of the task that was learned last.
+    on_scored: called when all splits of a task are scored, but for the last task: then the row is whole.
   """
   after, main = run.names[index], {split: {} for split in run.evaluation_splits}
   known = {(row["task"], row["split"]): row["scores"] for row in run.history["per_task"] if row["after"] == after}
   for name in run.names[: index + 1]:
+    new = False
     for split in (s for s in run.used_splits(name) if s in main):
       if (scores := known.get((name, split))) is None:
-        scores = score(run, name, split)
+        scores, new = score(run, name, split), True
         run.history["per_task"].append({"after": after, "task": name, "split": split, "scores": scores})
         run.log.evaluation(run.position.step, name, scores, split=split)
       main[split][name] = scores[BENCHMARKS[name].main]
+    if new and name != after:
+      on_scored()
     return_freed_memory()
   _add_rows(run, index, main)
 

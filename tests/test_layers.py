@@ -26,7 +26,9 @@ TOOLS = {
     "distributed",
     "drift",
     "errors",
+    "events",
     "figures",
+    "files",
     "lease",
     "logs",
     "manifest",
@@ -34,6 +36,7 @@ TOOLS = {
     "progress",
     "rendezvous",
     "sharding",
+    "signals",
     "sources",
     "watchdog",
     "values",
@@ -68,12 +71,17 @@ BELOW_TRAIN = {*PARTS, *TOOLS, *ENGINE}
 MAY_IMPORT: dict[str, set[str]] = {
   **{name: {name} for name in PARTS},
   **{name: {name, "phpjax.errors"} for name in TOOLS},
-  "phpjax.checkpoint": {"phpjax.errors", "phpjax.manifest"},
+  "phpjax.agreement": {"phpjax.signals"},
+  "phpjax.checkpoint": {"phpjax.errors", "phpjax.files", "phpjax.manifest"},
   "phpjax.distributed": {"phpjax.agreement", "phpjax.errors", "phpjax.rendezvous"},
   "phpjax.evaluate": set(),
+  "phpjax.lease": {"phpjax.errors", "phpjax.signals"},
+  "phpjax.logs": {"phpjax.errors", "phpjax.events", "phpjax.files"},
+  "phpjax.manifest": {"phpjax.files"},
   "phpjax.model": set(),
   "phpjax.nonfinite": {"phpjax.errors", "phpjax.workdir"},
   "phpjax.optimizer": {"phpjax.partition"},
+  "phpjax.workdir": {"phpjax.errors", "phpjax.files"},
   "phpjax.steps": {"phpjax.backend", "phpjax.model", "phpjax.optimizer", "phpjax.sharding"},  # the two jitted functions
   "phpjax.predictions": {"phpjax.figures", "phpjax.metrics"},
   "phpjax.benchmarks": {
@@ -86,8 +94,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.tasks",
   },
   "phpjax.routing": set(),
-  # config -> objects
-  "phpjax.experiment": {*PARTS, "phpjax.backend", "phpjax.benchmarks", "phpjax.errors", "phpjax.routing", "phpjax.sharding"},
+  "phpjax.experiment": {
+    *PARTS,
+    "phpjax.backend",
+    "phpjax.benchmarks",
+    "phpjax.errors",
+    "phpjax.routing",
+    "phpjax.sharding",
+    "phpjax.signals",
+  },  # config -> objects
   "phpjax.answers": {"phpjax.experiment", "phpjax.partition", "phpjax.routing", "phpjax.sharding", "phpjax.steps"},
   "phpjax.compat": {"phpjax.encoders", "phpjax.errors"},
   "phpjax.checks": {
