@@ -89,12 +89,17 @@ class Method:
     remat: keep only what stands between layers for the gradient and compute the rest again: less memory, more time.
     needs_query: run the unprompted encoders first and hand their features to `start`.
     needs_past: hand the other tasks' prompts, stacked and masked, to `start`.
+    routed: where the task is not given at test, a clip gets the prompts of the task that it looks like; False: the method does
+      not need to know (its prompts are those of all tasks, or chosen by the clip).
+    routed_head: of a growing label set, the head of that task alone answers then; False: the heads of all tasks do.
   """
 
   backbone: Backbone
   remat: bool = False
   needs_query: ClassVar[bool] = False
   needs_past: ClassVar[bool] = False
+  routed: ClassVar[bool] = True
+  routed_head: ClassVar[bool] = True
 
   def init_shared(self, rng: jax.Array) -> Tree:
     """Parameters that learn on every task."""

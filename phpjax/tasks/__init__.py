@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from phpjax.tasks.base import Task, Widths
+from phpjax.tasks.classes import Classes
 from phpjax.tasks.event import AVE, AVVP
 from phpjax.tasks.question import AVQA
 from phpjax.tasks.segmentation import AVS
 
-__all__ = ["AVE", "AVQA", "AVS", "AVVP", "Task", "Widths"]
+__all__ = ["AVE", "AVQA", "AVS", "AVVP", "Classes", "Task", "Widths"]
