@@ -7,6 +7,7 @@ A variant is a size, then what is changed, joined by "+": `toybox+no_shallow`, `
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
@@ -218,7 +219,7 @@ def php(variant: str, name: str = "php") -> ConfigDict:
   c.method = ConfigDict({"name": name, "compat": "paper", **_PHP, **empty, **_PHP_OF_SIZE[modules]})
   if size.startswith("released"):
     release(c)
-  return changed(c, changes, PHP_SIZES)
+  return changed(c, changes, PHP_SIZES, change_phases, PHASE_CHANGES)
 
 
 def release(c: ConfigDict) -> ConfigDict:
@@ -287,8 +288,17 @@ def split(variant: str, sizes: tuple[str, ...]) -> tuple[str, list[str]]:
   return (first, rest) if first in sizes else ("full", [first, *rest])
 
 
-def changed(c: ConfigDict, words: list[str], sizes: tuple[str, ...]) -> ConfigDict:
-  """Applies the words behind the size in their order; raises ValueError for an unknown one, naming all there are."""
+def changed(
+  c: ConfigDict,
+  words: list[str],
+  sizes: tuple[str, ...],
+  own: Callable[[ConfigDict, str], bool] = lambda c, word: False,
+  own_words: tuple[str, ...] = (),
+) -> ConfigDict:
+  """Applies the words behind the size in their order; raises ValueError for an unknown one, naming all there are.
+
+  own: makes a change of the method's and says whether `word` is one; they are called `own_words`.
+  """
   for word in words:
     if word in ORDERS:
       c.tasks = ORDERS[word]
@@ -296,8 +306,8 @@ def changed(c: ConfigDict, words: list[str], sizes: tuple[str, ...]) -> ConfigDi
       class_incremental(c, word)
     elif word in ENCODERS:
       change_encoders(c, word)
-    elif not ("deep" in c.method and change_phases(c, word)):
-      known = [*ORDERS, *CLASS_INCREMENTAL, *ENCODERS, *(PHASE_CHANGES if "deep" in c.method else ())]
+    elif not own(c, word):
+      known = [*ORDERS, *CLASS_INCREMENTAL, *ENCODERS, *own_words]
       raise ValueError(
         f"unknown variant {word!r}; a variant is {', '.join(sizes)}, or one of these with +CHANGE behind it: {', '.join(known)}"
       )

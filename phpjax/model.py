@@ -56,6 +56,7 @@ def forward(
       streams[m] = _finish_early_layers(module, layers[m], step, streams[m])
       streams[m] = module.enter(at[m], streams[m])
     streams = method.adapt(context, "input", step, streams)
+    context = method.observe(context, step, streams)
     prefix = method.prefix(context, step)
     attend = {m: kept(functools.partial(module.attention, at[m])) for m, module in modules.items()}
     streams = {m: attend[m](streams[m], prefix.get(m)) for m in modules}

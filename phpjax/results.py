@@ -188,11 +188,18 @@ def read(run: Any, source: loader.RandomAccess, title: str) -> Iterator[Tree]:
 
 
 def parameters(experiment: Any, params: Tree) -> Tree:
-  """Counts of scalars: frozen (encoders), shared, per_task and the share of all that is trainable."""
+  """Counts of scalars: frozen (encoders), shared, per_task and the share of all that is trainable, also as if there were no
+  heads."""
   frozen, shared = partition.count(params["encoders"]), partition.count(params["shared"])
   per_task = {name: partition.count(tree) for name, tree in params["tasks"].items()}
-  learned = shared + sum(per_task.values())
-  return {"frozen": frozen, "shared": shared, "per_task": per_task, "trainable_fraction": learned / (frozen + learned)}
+  share = lambda learned: learned / (frozen + learned)
+  return {
+    "frozen": frozen,
+    "shared": shared,
+    "per_task": per_task,
+    "trainable_fraction": share(shared + sum(per_task.values())),
+    "trainable_fraction_without_heads": share(shared + sum(partition.count(t["prompts"]) for t in params["tasks"].values())),
+  }
 
 
 def data_summary(run: Any) -> Tree:
@@ -312,13 +319,16 @@ def dry_run(run: Any, begin: Callable[[Any, str], None]) -> str:
   lines = [str(run.config), "data:"]
   for name, data in run.datasets.items():
     lines.append(f"  {name:6s} " + "  ".join(f"{split} {len(data.records(split))}" for split in data.splits()))
-  lines += ["", f"{'parameters':22s}{'frozen':>14s}{'shared':>12s}{'of this task':>14s}{'trainable':>12s}"]
+  columns = f"{'parameters':22s}{'frozen':>14s}{'shared':>12s}{'of this task':>14s}{'trainable':>12s}{'without head':>14s}"
+  lines += ["", columns]
   frozen, planned = partition.count(run.params["encoders"]), {}
   for name in run.names:
     begin(run, name)
     live, _ = partition.split(run.params, name, experiment.method.uses(experiment.tasks[name]))
     shared, own = partition.count(live["shared"]), partition.count(live["task"])
-    lines.append(f"  {name:20s}{frozen:14,d}{shared:12,d}{own:14,d}{(shared + own) / (frozen + shared + own):12.2%}")
+    share = lambda learned: learned / (frozen + learned)
+    bare = shared + partition.count(live["task"]["prompts"])
+    lines.append(f"  {name:20s}{frozen:14,d}{shared:12,d}{own:14,d}{share(shared + own):12.2%}{share(bare):14.2%}")
     planned[name] = planned_bytes(run.lower_train(name).compile())
   largest = max(planned, key=planned.get)
   lines += [

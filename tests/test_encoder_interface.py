@@ -7,7 +7,7 @@ import pytest
 import small
 
 from phpjax.encoders import AST, BERT, HTSAT, CLIPVision, DINOv2, Whisper, pretrained, vit
-from phpjax.encoders.base import attend
+from phpjax.encoders.base import Attention, attend
 from phpjax.encoders.htsat import WindowAttention, from_windows, to_windows
 from phpjax.methods.prompts import Prefix
 
@@ -75,6 +75,49 @@ def test_every_layer_takes_a_prefix(name, kind, opened):
   assert np.abs(gradient).max() > 0
   order = jnp.array([2, 0, 1])  # keys and values move together
   np.testing.assert_allclose(run(draw(0)[:, order], draw(1)[:, order]), run(draw(0), draw(1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_gated_keys_of_a_prefix_are_attended_apart(name, opened):
+  """At gate 0 they might as well not be there, whatever the others do; open, the result is linear in the gate before `out`."""
+  module, params, example = opened[name]
+  stream = module.apply(params, 0, module.apply(params, example, method="stem"), method="enter")
+  draw = lambda count, seed: jnp.asarray(
+    np.random.default_rng(seed).normal(size=(1, count, module.layer_width(0))), jnp.float32
+  )
+  run = jax.jit(lambda prefix: module.apply(params, 0, stream, prefix, method="attention").tokens)
+  plain, gated = draw(3, 0), draw(2, 1)
+  both = jnp.concatenate([plain, gated], axis=1)
+  without, closed = run(Prefix(plain, plain)), run(Prefix(both, both, "input", jnp.zeros(()), 2))
+  np.testing.assert_allclose(closed, without, atol=1e-6)
+  assert np.abs(run(Prefix(both, both)) - without).max() > 1e-3, "while without a gate they are read with the rest"
+  np.testing.assert_allclose(run(Prefix(gated, gated, "input", jnp.zeros(()), 2)), run(None), atol=1e-6)
+  slope = jax.grad(lambda gate: run(Prefix(both, both, "input", gate, 2)).std())(jnp.zeros(()))
+  assert np.isfinite(slope) and abs(float(slope)) > 0, "a closed gate learns"
+
+
+@pytest.mark.parametrize("windows", [False, True])
+def test_gated_attention_in_plain_numpy(windows):
+  side, heads, width, extra = 8, 2, 8, 3
+  module = WindowAttention(width, heads, window=4, shift=2, resolution=side) if windows else Attention(width, heads)
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, side * side, width)).astype(np.float32)
+  params = small.fill(jax.eval_shape(lambda: module.init(jax.random.key(0), x, lambda y: y))["params"], scale=0.5)
+  key, value = rng.normal(size=(2, 2, extra, width)).astype(np.float32)
+  gate = lambda g: Prefix(jnp.asarray(key), jnp.asarray(value), "normed", jnp.asarray(g), 1)
+  run = jax.jit(lambda prefix: module.apply({"params": params}, x, lambda y: y, prefix))
+  dense = lambda y, name: y @ params[name]["kernel"] + params[name]["bias"]
+  split = lambda y: y.reshape(*y.shape[:2], heads, -1)
+  # one gated key: its softmax is 1, so every query gets its value
+  apart = np.broadcast_to(dense(value, "value")[:, 2:], x.shape) @ params["out"]["kernel"]
+  np.testing.assert_allclose(run(gate(0.7)) - run(gate(0.0)), 0.7 * apart, atol=1e-4)
+  # three: a softmax among themselves
+  query, keys, values = split(dense(x, "query")), split(dense(key, "key")), split(dense(value, "value"))
+  scores = np.einsum("blhd,bphd->bhlp", query, keys) * (width // heads) ** -0.5
+  weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+  apart = np.einsum("bhlp,bphd->blhd", weights, values).reshape(x.shape) @ params["out"]["kernel"]
+  all_of_them = lambda g: Prefix(jnp.asarray(key), jnp.asarray(value), "normed", jnp.asarray(g), extra)
+  np.testing.assert_allclose(run(all_of_them(-0.4)), run(None) - 0.4 * apart, atol=1e-4)
 
 
 def test_padding_of_texts_changes_nothing(opened):

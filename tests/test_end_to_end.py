@@ -61,7 +61,7 @@ def test_a_run_leaves_what_is_promised(finished):
     assert [[x is None for x in row] for row in matrix] == [[False, True], [False, False]]
     assert all(0 <= x <= 1 for row in matrix for x in row if x is not None)
   assert found["mean_accuracy"] == pytest.approx(np.mean(found["matrix"][1]))
-  assert set(found["parameters"]) == {"frozen", "shared", "per_task", "trainable_fraction"}
+  assert set(found["parameters"]) == {"frozen", "shared", "per_task", "trainable_fraction", "trainable_fraction_without_heads"}
   assert {row["split"] for row in found["per_task"]} == {"test", "unseen"}
   assert len(list((finished / "figures").glob("*.png"))) >= 4
 
@@ -335,6 +335,8 @@ def test_a_dry_run_prints_and_writes_nothing(cli, toybox, tmp_path):
   assert any(line.split() == ["ave", "train", "4", "val", "2", "test", "3", "unseen", "3"] for line in lines), "data counts"
   [head] = [i for i, line in enumerate(lines) if line.startswith("parameters")]
   table = [line.split() for line in lines[head + 1 : head + 3]]
+  assert lines[head].endswith("without head"), "the last column"
+  assert all(float(row[-1].strip("%")) < float(row[-2].strip("%")) for row in table if row[0] == "avs")
   assert [row[0] for row in table] == ["ave", "avs"] and table[1][2] == "0", "AVS trains no shared parameter here"
   assert "num_mid_prompts" in done.out and "GiB" in done.out
 

@@ -134,7 +134,7 @@ ORDER = ("embed", "stem", "input", "attention", "mlp")
 
 @dataclasses.dataclass(frozen=True)
 class Toy(Method):
-  """Replaces a word, inserts a token, masks one, extends attention in three ways, adds query and past."""
+  """Replaces a word, inserts a token, masks one, extends attention in three ways by what it has seen, adds query and past."""
 
   needs_query: ClassVar[bool] = True
   needs_past: ClassVar[bool] = True
@@ -145,10 +145,13 @@ class Toy(Method):
     old = jnp.einsum("n,nd->d", past["valid"], past["prompts"]["offset"])
     return {"prompts": prompts, "offset": prompts["offset"] + old, "query": query["visual"].pooled}
 
+  def observe(self, context, step, streams):
+    return {**context, "level": jnp.abs(streams["visual"].tokens).mean()}
+
   def prefix(self, context, step):
     kind = ("input", "normed", "projected")[step]
     rows = context["query"].shape[0]
-    wide = jnp.broadcast_to(context["prompts"]["prefix"], (2, rows, 3, 16))
+    wide = jnp.broadcast_to(context["prompts"]["prefix"] * context["level"], (2, rows, 3, 16))
     return {"visual": Prefix(wide[0], wide[1], kind)}
 
   def adapt(self, context, site, step, streams):
@@ -190,7 +193,8 @@ def by_hand(made, params, prompts, offset, batch):
   key, value = (jnp.broadcast_to(p, (len(pixels), 3, 16)) for p in prompts["prefix"])
   for layer, kind in enumerate(("input", "normed", "projected")):
     x = x + offset + query.mean() if layer == 1 else x
-    x = visual.blocks[layer].mlp(visual.blocks[layer].attention(x, Prefix(key, value, kind)))
+    level = jnp.abs(x).mean()
+    x = visual.blocks[layer].mlp(visual.blocks[layer].attention(x, Prefix(level * key, level * value, kind)))
   words = text.embed(batch["text"])
   words = words.replace(tokens=words.tokens.at[:, 1].set(prompts["word"]))
   return visual.pool(stream.replace(tokens=x)), text.pool(text.layers(text.positions(words)))

@@ -60,6 +60,8 @@ class PrefixLike(Protocol):
   key: jax.Array
   value: jax.Array
   at: str
+  gate: jax.Array | None
+  num_gated: int
 
 
 def unit(x: jax.Array) -> jax.Array:
@@ -136,14 +138,18 @@ class Attention(nn.Module):
   ) -> jax.Array:
     """normed [B, L, D], prefix keys and values [B, P, D], mask bool [B | 1, 1, L | 1, L] -> [B, L, D]."""
     query, key, value = self.query(normed), self.key(normed), self.value(normed)
-    if prefix is not None:
-      extra_key, extra_value = self.project(prefix, norm)
-      key = jnp.concatenate([extra_key.astype(key.dtype), key], axis=1)
-      value = jnp.concatenate([extra_value.astype(value.dtype), value], axis=1)
-      if mask is not None:  # every query sees the whole prefix
-        mask = jnp.pad(mask, [(0, 0)] * 3 + [(extra_key.shape[1], 0)], constant_values=True)
     split = lambda x: x.reshape(*x.shape[:2], self.num_heads, -1)
+    if prefix is not None:
+      extra_key, extra_value = (x.astype(query.dtype) for x in self.project(prefix, norm))
+      joined = extra_key.shape[1] - prefix.num_gated
+      key = jnp.concatenate([extra_key[:, :joined], key], axis=1)
+      value = jnp.concatenate([extra_value[:, :joined], value], axis=1)
+      if mask is not None:  # every query sees the whole prefix
+        mask = jnp.pad(mask, [(0, 0)] * 3 + [(joined, 0)], constant_values=True)
     mixed = attend(split(query), split(key), split(value), mask)
+    if prefix is not None and prefix.num_gated:
+      gated = attend(split(query), split(extra_key[:, joined:]), split(extra_value[:, joined:]), None)
+      mixed = mixed + prefix.gate.astype(mixed.dtype) * gated
     return self.out(mixed.reshape(normed.shape))
 
   def project(self, prefix: PrefixLike, norm: Callable) -> tuple[jax.Array, jax.Array]:

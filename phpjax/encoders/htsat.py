@@ -48,12 +48,16 @@ class WindowAttention(Attention):
     if prefix is not None:
       extra_key, extra_value = (split(x.astype(normed.dtype)) for x in self.project(prefix, norm))  # [B, P, H, D / H]
       extra = jnp.einsum("bwnhd,bphd->bwhnp", query, extra_key)
-      scores = jnp.concatenate([extra, scores], axis=-1)
+      joined = extra.shape[-1] - prefix.num_gated
+      scores = jnp.concatenate([extra[..., :joined], scores], axis=-1)
     weights = nn.softmax(scores.astype(jnp.float32), axis=-1).astype(normed.dtype)
-    num_extra = 0 if prefix is None else prefix.key.shape[1]
-    mixed = jnp.einsum("bwhnm,bwmhd->bwnhd", weights[..., num_extra:], value)
+    mixed = jnp.einsum("bwhnm,bwmhd->bwnhd", weights if prefix is None else weights[..., joined:], value)
     if prefix is not None:
-      mixed = mixed + jnp.einsum("bwhnp,bphd->bwnhd", weights[..., :num_extra], extra_value)
+      on_extra = weights[..., :joined]
+      if prefix.num_gated:
+        gated = prefix.gate * nn.softmax(extra[..., joined:].astype(jnp.float32), axis=-1)
+        on_extra = jnp.concatenate([on_extra, gated.astype(on_extra.dtype)], axis=-1)
+      mixed = mixed + jnp.einsum("bwhnp,bphd->bwnhd", on_extra, extra_value)
     return self.out(from_windows(mixed.reshape(windows.shape), self.resolution, self.window, self.shift))
 
 

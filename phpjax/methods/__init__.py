@@ -7,6 +7,7 @@ import difflib
 from typing import Any
 
 from phpjax.methods.base import Backbone, Method, Sizes
+from phpjax.methods.copl import CoPL
 from phpjax.methods.finetune import FineTune
 from phpjax.methods.php import PHP
 
@@ -14,6 +15,7 @@ METHODS: dict[str, type[Method]] = {
   "linear_probe": Method,
   "finetune": FineTune,
   "php": PHP,
+  "copl": CoPL,
 }
 
 

@@ -158,6 +158,11 @@ class Method:
     del task, trainable, frozen, state, past, streams, query, mask, rng, train
     return {}
 
+  def observe(self, context: Tree, step: int, streams: Tree) -> Tree:
+    """The context, with what it takes from the tokens that the attention of this step is about to read; before `prefix`."""
+    del step, streams
+    return context
+
   def prefix(self, context: Tree, step: int) -> Tree:
     """{modality: Prefix} for the attention of this step."""
     del context, step

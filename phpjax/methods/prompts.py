@@ -15,11 +15,16 @@ class Prefix:
     key, value: float [B, P, D].
     at: "input" (through layer norm and projection: VPT, CoPL, PTAT), "normed" (projection only: PHP) or
       "projected" (neither: DualPrompt, CODA-Prompt).
+    gate: float [], on the last `num_gated` of the P; None without any. Those have a softmax of their own; what they give is
+      multiplied by the gate and added (zero-initialised attention, LLaMA-Adapter, arXiv 2303.16199): at 0 they change nothing.
+    num_gated: how many.
   """
 
   key: jax.Array
   value: jax.Array
   at: str = flax.struct.field(pytree_node=False, default="input")
+  gate: jax.Array | None = None
+  num_gated: int = flax.struct.field(pytree_node=False, default=0)
 
 
 def broadcast_prefix(prompt: jax.Array, batch_size: int, at: str) -> Prefix:
