@@ -122,7 +122,7 @@ def test_command_parses(file, command):
   "module",
   [
     *(f"data_pipelines.{name}" for name in ("bench", "check", "prepare", "toybox")),
-    *(f"phpjax.{name}" for name in ("bench", "convert", "main", "predict", "pretrain")),
+    *(f"phpjax.{name}" for name in ("bench", "convert", "main", "predict", "pretrain", "report", "sweep")),
   ],
 )
 def test_help_exits_with_zero(module):

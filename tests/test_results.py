@@ -46,7 +46,7 @@ class FakeRun:
     data = {"num_threads": 2, "toybox": "", "evaluation_split": "test", **views}
     self.config = ConfigDict({"eval_batch_size": eval_batch_size, "data": data, "protocol": {"avvp": "released"}})
     self.history, self.learned = {"trivial": {}, "evaluated": {}, "validation": {}}, {}
-    self.evaluation_splits, self.decoded = EVALUATED, []
+    self.evaluation_splits, self.decoded, self.data_identity = EVALUATED, [], {"ave train": "2 rows, 0123456789ab"}
     infos = {name: BENCHMARKS[name].describe(name, data) for name, data in self.datasets.items()}
     self.experiment = types.SimpleNamespace(infos=infos)
     self.source = functools.cache(functools.partial(self._source, policy))
