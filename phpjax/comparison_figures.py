@@ -24,8 +24,13 @@ from phpjax.comparison import Group, Setting, Stat, trivial_stat
 from phpjax.comparison_tables import clean
 from phpjax.finished import Finished
 
+EXPLAINED = (
+  "Figures: percent, mean over seeds; bars and shades: sample standard deviation; small dots below: single seeds; dashed: "
+  "trivial predictor, or no forgetting."
+)
 WIDTH = 4.6  # inches: a phone's width in CSS pixels
 LABEL = 24  # characters of a row's name in a line
+SHADED = 5  # curves whose deviations can be told apart
 
 
 INK, PALE = figures.INK, "#D5D5D5"
@@ -47,7 +52,6 @@ class Drawn(NamedTuple):
 
 def draw(setting: Setting) -> list[Drawn]:
   """The last score of each task, their mean, forgetting, and mean accuracy while tasks are added."""
-  last = "percent after the last task; bars: sample standard deviation over seeds; small dots: single seeds"
   task_stat = lambda task: lambda group: group.score(task)
   task_of = lambda task: lambda run: run.final["matrix"].get(task)
   panels = [(f"{task} ({setting.metric[task]})", task_stat(task), task_of(task), task) for task in setting.tasks]
@@ -55,14 +59,13 @@ def draw(setting: Setting) -> list[Drawn]:
   found = []
   for title, of_group, of_run, task in panels:
     lines = [trivial_stat(seeds, "matrix", setting.tasks, task).mean for _, seeds in setting.trivial]
-    found.append(_both(f"{title}, {last}; dashed: trivial predictor", dots, setting.groups, title, of_group, of_run, lines))
+    found.append(_both(f"{title}, percent after the last task", dots, setting.groups, title, of_group, of_run, lines))
   if len(setting.tasks) > 1:
     of_run = lambda run: run.numbers["forgetting"]
-    caption = "forgetting, percent: best score before minus last score, mean over the earlier tasks"
-    found.append(_both(caption, dots, setting.groups, "forgetting", lambda group: group.number("forgetting"), of_run, [0.0]))
+    of_group = lambda group: group.number("forgetting")
+    found.append(_both("forgetting, percent", dots, setting.groups, "forgetting", of_group, of_run, [0.0]))
     if any(group.curve() for group in setting.groups):
-      caption = "mean accuracy over the tasks learned so far, percent; shade: sample standard deviation over seeds"
-      found.append(_both(caption, curves, setting.groups))
+      found.append(_both("mean accuracy over the tasks learned so far, percent", curves, setting.groups))
   return found
 
 
@@ -89,7 +92,8 @@ def dots(
     if stat.mean is None:
       continue
     seeds = [100 * value for value in map(of_run, group.runs) if value is not None]
-    axis.plot(seeds, [y] * len(seeds), ".", color=colour, markersize=5, alpha=0.5)
+    if len(seeds) > 1:
+      axis.plot(seeds, [y + 0.27] * len(seeds), ".", color=colour, markersize=5, alpha=0.8)
     spread = None if stat.std is None else 100 * stat.std
     axis.errorbar(100 * stat.mean, y, xerr=spread, color=colour, marker=marker, markersize=6, capsize=3)
   axis.set(ylim=(len(groups) - 0.5, -0.5))
@@ -113,7 +117,8 @@ def curves(groups: Sequence[Group]) -> Figure:
     colour, marker = style_of(at)
     steps, means = np.arange(1, len(curve) + 1), np.array([100 * stat.mean for stat in curve])
     spread = np.array([100 * (stat.std or 0.0) for stat in curve])
-    axis.fill_between(steps, means - spread, means + spread, color=colour, alpha=0.15, linewidth=0)
+    if len(shown) <= SHADED:
+      axis.fill_between(steps, means - spread, means + spread, color=colour, alpha=0.15, linewidth=0)
     style = ("-", "--", "-.", ":")[at // len(PALETTE) % 4]
     handles += axis.plot(steps, means, color=colour, marker=marker, markersize=5, linewidth=1.8, linestyle=style)
   axis.set_xticks(range(1, 1 + max(len(curve) for _, _, curve in shown)))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from phpjax import comparison_tables
 from phpjax.comparison import Setting
-from phpjax.comparison_figures import Drawn
+from phpjax.comparison_figures import EXPLAINED, Drawn
 from phpjax.comparison_tables import Table, clean
 
 # What the page may load: the pictures in it and its own style, so that no text that slipped through could do anything.
@@ -27,18 +27,18 @@ h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 p { margin: .4rem 0; max-width: 60rem; }
 .note { color: var(--faint); font-size: .85rem; }
 .scroll { overflow-x: auto; margin: .4rem 0 .6rem; }
-table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: .35rem .65rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
+th, td { padding: .35rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 thead th { font-weight: 600; border-bottom: 2px solid var(--line); vertical-align: bottom; }
-th:first-child { text-align: left; position: sticky; left: 0; background: var(--ground); white-space: normal; min-width: 8rem; }
-tbody th { font-weight: 600; }
+th:first-child { text-align: left; position: sticky; left: 0; background: var(--ground); white-space: normal; min-width: 7rem; }
+tbody th { font-weight: 600; overflow-wrap: anywhere; }
 tbody tr:nth-child(even) > * { background: var(--stripe); }
 .faint > * { color: var(--faint); font-weight: 400; font-style: italic; }
-.words td { text-align: left; white-space: normal; min-width: 7rem; max-width: 24rem; }
-.figures { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; align-items: flex-start; }
+.words table { width: max-content; max-width: none; }
+.words th, .words td { text-align: left; white-space: normal; max-width: 24rem; vertical-align: top; }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem 1.5rem; align-items: flex-start; margin: 1.4rem 0 .6rem; }
 figure { margin: 0; flex: 1 1 20rem; max-width: 27rem; break-inside: avoid; }
 figure img { width: 100%; height: auto; display: block; }
-figcaption { color: var(--faint); font-size: .78rem; line-height: 1.35; }
 @media (max-width: 40rem) { body { padding: .8rem; } figure { max-width: none; } th:first-child { max-width: 9.5rem; } }
 @media print {
   :root { color-scheme: light; --ink: #000; --ground: #fff; --faint: #444; --line: #bbb; --stripe: #fff; }
@@ -74,7 +74,7 @@ def _section(setting: Setting, drawn: Sequence[Drawn]) -> str:
   """Tables and figures of a setting."""
   scores = comparison_tables.scores(setting)
   parts = [f"<h2>{html.escape(scores.title)}</h2>", comparison_tables.html_table(scores)]
-  parts.append(f"<div class=figures>{''.join(map(_figure, drawn))}</div>")
+  parts += [f"<div class=figures>{''.join(map(_figure, drawn))}</div>", f"<p class=note>{html.escape(EXPLAINED)}</p>"]
   if table := comparison_tables.unseen(setting):
     parts += ["<h3>Unseen objects</h3>", comparison_tables.html_table(table)]
   if table := comparison_tables.differences(setting):
@@ -92,8 +92,8 @@ def _figure(drawn: Drawn) -> str:
   caption = html.escape(drawn.caption)
   light, dark = (f"data:image/svg+xml;base64,{base64.b64encode(image).decode()}" for image in (drawn.light, drawn.dark))
   return (
-    f'<figure><picture><source media="(prefers-color-scheme: dark) and (not print)" srcset="{dark}">'
-    f'<img src="{light}" alt="{caption}"></picture><figcaption>{caption}</figcaption></figure>'
+    f'<figure><picture><source media="screen and (prefers-color-scheme: dark)" srcset="{dark}">'
+    f'<img src="{light}" alt="{caption}"></picture></figure>'
   )
 
 

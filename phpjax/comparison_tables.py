@@ -90,7 +90,8 @@ def scores(setting: Setting) -> Table:
     rows.append(_trivial_row(setting, label, seeds, "matrix", len(header)))
   metrics = ", ".join(f"{task} {setting.metric[task]}" for task in setting.tasks)
   notes = (
-    f"Percent after the last task, mean ± sample standard deviation over n seeds: {metrics}. Mean: over the tasks of the row.",
+    f"Percent after the last task: {metrics}. Mean: over the tasks of the row.",
+    f"Mean ± sample standard deviation over n seeds: {_seeds(setting.groups)}.",
     "Forgetting: best score before minus last score, mean over the earlier tasks. BWT: last score minus the score just after "
     "learning, likewise.",
     "Trainable: parameters that learn, of all tasks. Memory: largest size of the process. Clips/s: training, median over "
@@ -102,11 +103,18 @@ def scores(setting: Setting) -> Table:
 
 def _scores_row(setting: Setting, group: Group) -> list[str]:
   n = len(group.runs)
-  seeds = f"{n} (seed{'s' if n > 1 else ''} {', '.join(map(str, group.seeds))})"
   tasks = [percent(group.score(task), n) if task in group.runs[0].tasks else NONE for task in setting.tasks]
   whole = [percent(group.number(name), n) for name in ("mean_accuracy", "forgetting", "bwt")]
   costs = [written(group.number(name), unit, decimals, n) for _, name, unit, decimals in COSTS]
-  return [group.label, seeds, *tasks, *whole, *costs]
+  return [group.label, str(n), *tasks, *whole, *costs]
+
+
+def _seeds(groups: Sequence[Group]) -> str:
+  """The seeds of all rows, or those of each where they are not the same."""
+  listed = [", ".join(map(str, group.seeds)) for group in groups]
+  return (
+    listed[0] if len(set(listed)) == 1 else "; ".join(f"{g.label} {seeds}" for g, seeds in zip(groups, listed, strict=True))
+  )
 
 
 def _trivial_row(setting: Setting, label: str, seeds: Sequence[Any], kind: str, width: int) -> list[str]:

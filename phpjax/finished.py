@@ -205,7 +205,7 @@ def _whole(matrix: np.ndarray) -> bool:
 
 def _drawn(name: str, sha256: str, seed: int) -> str:
   """An encoder's name and weights; random ones are drawn with the run's seed, and are the same in all repetitions in that."""
-  return f"{name}, random, drawn by the seed" if sha256 == f"random seed {seed}" else f"{name}, sha256 {sha256}"
+  return f"{name}, random, drawn by the seed" if sha256 == f"random seed {seed}" else f"{name}, sha256 {sha256[:16]}"
 
 
 def _unseen(results: Tree) -> dict[str, dict[str, float]]:

@@ -16,7 +16,6 @@ from typing import Any
 
 from phpjax import workdir
 from phpjax.errors import UserError
-from phpjax.finished import number
 from phpjax.progress import duration
 
 LOG = "log.txt"
@@ -61,9 +60,10 @@ class Job:
 def seconds_of(folder: pathlib.Path) -> float | None:
   """How long the finished run in a workdir took; None if there is none, or it does not say."""
   try:
-    return number(workdir.read_json(folder / workdir.RESULTS).get("seconds"))
+    seconds = workdir.read_json(folder / workdir.RESULTS).get("seconds")
   except UserError:
     return None
+  return float(seconds) if isinstance(seconds, int | float) else None
 
 
 def tail(path: pathlib.Path) -> list[str]:
@@ -223,11 +223,11 @@ class Pool:
         signal.signal(each, handler)
 
   def _pass_on(self) -> None:
-    """Sends SIGTERM to all runs for every signal that came."""
+    """Sends SIGTERM to all runs for the first signal that came, SIGKILL for others: what they have saved stays."""
     while self._passed_on < self.asked:
       self._passed_on += 1
       for _, process in self._running.values():
-        process.terminate()
+        process.terminate() if self._passed_on == 1 else process.kill()
       if self._running and self._passed_on == 1:
         self.say(f"stopping: {len(self._running)} runs save first; a second signal stops them at once")
 

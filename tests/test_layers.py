@@ -129,7 +129,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "phpjax.comparison_figures": {"phpjax.comparison", "phpjax.comparison_tables", "phpjax.figures", "phpjax.finished"},
   "phpjax.comparison_page": {"phpjax.comparison", "phpjax.comparison_figures", "phpjax.comparison_tables"},
   "phpjax.report": {*(f"phpjax.{n}" for n in ("cli", "errors", "finished")), *COMPARISON},
-  "phpjax.sweep_jobs": {"phpjax.errors", "phpjax.finished", "phpjax.progress", "phpjax.workdir"},
+  "phpjax.sweep_jobs": {"phpjax.errors", "phpjax.progress", "phpjax.workdir"},
   "phpjax.sweep": {*BELOW_TRAIN, "phpjax.cli", "phpjax.report", "phpjax.sweep_jobs"},
   "phpjax": {"phpjax.predict"},  # phpjax.load
 }
