@@ -213,8 +213,8 @@ def _differing(rows: Sequence[Mapping[str, str]], methods: Sequence[str]) -> lis
 
 
 def _labels(groups: Sequence[Sequence[Finished]], fields: Sequence[Mapping[str, str]]) -> list[str]:
-  """A name for each row: the method, what is not the paper's, another order than the first row's, and what tells rows apart
-  that would else have the same name."""
+  """A name for each row: the method, what is not the paper's, another order than the first row's; of rows that would have the
+  same name, all but the one with the most seeds add in what they differ from it."""
   first = groups[0][0].tasks
   names = []
   for runs in groups:
@@ -224,8 +224,9 @@ def _labels(groups: Sequence[Sequence[Finished]], fields: Sequence[Mapping[str, 
   labels = list(names)
   for name in dict.fromkeys(names):
     same = [i for i, other in enumerate(names) if other == name]
-    differ = _differing([fields[i] for i in same], [groups[i][0].method for i in same])
-    for i in same:
+    usual = max(same, key=lambda i: len(groups[i]))
+    for i in (i for i in same if i != usual):
+      differ = _differing([fields[usual], fields[i]], [groups[usual][0].method] * 2)
       parts = [f"{field.removeprefix('method.')}={fields[i].get(field, '')}" for field in differ[:SHOWN]]
       parts += [f"{len(differ) - SHOWN} more"] if len(differ) > SHOWN else []
       labels[i] = ", ".join([name, *parts])

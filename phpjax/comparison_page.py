@@ -28,9 +28,10 @@ p { margin: .4rem 0; max-width: 60rem; }
 .note { color: var(--faint); font-size: .85rem; }
 .scroll { overflow-x: auto; margin: .4rem 0 .6rem; }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; overflow-wrap: normal; }
-th, td { padding: .35rem .5rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-thead th { font-weight: 600; border-bottom: 2px solid var(--line); vertical-align: bottom; }
-th:first-child { text-align: left; position: sticky; left: 0; background: var(--ground); white-space: normal; min-width: 7rem; }
+th, td { padding: .35rem .45rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+thead th { font-weight: 600; border-bottom: 2px solid var(--line); vertical-align: bottom; white-space: normal; }
+th:first-child { text-align: left; position: sticky; left: 0; background: var(--ground); white-space: normal;
+  min-width: 7.5rem; }
 tbody th { font-weight: 600; overflow-wrap: anywhere; }
 tbody tr:nth-child(even) > * { background: var(--stripe); }
 .faint > * { color: var(--faint); font-weight: 400; font-style: italic; }

@@ -110,11 +110,11 @@ def _scores_row(setting: Setting, group: Group) -> list[str]:
 
 
 def _seeds(groups: Sequence[Group]) -> str:
-  """The seeds of all rows, or those of each where they are not the same."""
+  """The seeds of most rows, and of each that has others."""
   listed = [", ".join(map(str, group.seeds)) for group in groups]
-  return (
-    listed[0] if len(set(listed)) == 1 else "; ".join(f"{g.label} {seeds}" for g, seeds in zip(groups, listed, strict=True))
-  )
+  most = max(listed, key=listed.count)
+  others = [f"of {group.label}: {seeds}" for group, seeds in zip(groups, listed, strict=True) if seeds != most]
+  return "; ".join([most, *others])
 
 
 def _trivial_row(setting: Setting, label: str, seeds: Sequence[Any], kind: str, width: int) -> list[str]:

@@ -6,7 +6,7 @@ Workdirs are DIR/NAME_VARIANT/ORDER/seedN, each with the log of its run in log.t
 DIR/report. The plan and the hours that it may take are told first. The same command again passes over what is finished and
 continues what is not. A run that fails is named at the end with the last line of its log; the others go on.
 
---orders: `given` (the config's own), `reversed`, those of configs/base.py (ave_avvp_avqa), or tasks joined by "-" (avs-ave).
+--orders: `given` (the config's own), `reversed`, or tasks joined by "-" (avs-ave), which may leave some out.
 --set=config.opt.head.lr=1e-3 changes a field in all runs; --toybox_seed=same gives each seed scenes of its own. With --jobs=2
 or more each run gets its share of the CPUs; on an accelerator run one at a time.
 
@@ -24,7 +24,6 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from configs import base
 from phpjax import cli, compat, report, sweep_jobs, workdir
 from phpjax.errors import UserError
 from phpjax.progress import plain_table
@@ -119,12 +118,10 @@ def tasks_of(order: str, config: ConfigDict) -> tuple[str, ...]:
     return tuple(config.tasks)
   if order == REVERSED:
     return tuple(reversed(config.tasks))
-  if order in base.ORDERS:
-    return base.ORDERS[order]
   tasks = tuple(order.split("-"))
   if not set(tasks) <= set(config.epoch_factor):
-    known = ", ".join(dict.fromkeys((GIVEN, REVERSED, *base.ORDERS)))
-    raise UserError(f"unknown order {order!r}; known: {known}, or tasks joined by '-', of {', '.join(config.epoch_factor)}")
+    known = ", ".join(config.epoch_factor)
+    raise UserError(f"unknown order {order!r}: it is {GIVEN}, {REVERSED}, or tasks joined by '-', of {known}")
   return tasks
 
 

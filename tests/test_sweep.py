@@ -118,7 +118,7 @@ def test_a_plan_is_methods_by_seeds_by_orders(tmp_path, at_root):
 def test_orders_have_names(at_root):
   config = sweep.opened(PROBE, [])
   assert sweep.tasks_of("given", config) == ("ave", "avvp", "avs", "avqa")
-  assert sweep.tasks_of("ave_avvp_avqa", config) == ("ave", "avvp", "avqa")
+  assert sweep.tasks_of("reversed", config) == ("avqa", "avs", "avvp", "ave")
   assert sweep.tasks_of("avs-ave", config) == ("avs", "ave") and sweep.tasks_of("avs", config) == ("avs",)
 
 
