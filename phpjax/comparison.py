@@ -176,7 +176,7 @@ def _odd_group(group: Group) -> list[str]:
   """What is not the same in runs that count as repetitions, though it does not decide their results on paper."""
   notes = []
   for what in ("phpjax", "jax", "jaxlib", "backend", "devices"):
-    found = {str((run.results.get("versions") or {}).get(what)): run.seed for run in group.runs}
+    found = {run.versions.get(what, "an unknown one"): run.seed for run in group.runs}
     if len(found) > 1:
       notes.append(f"{group.label}: its seeds ran with several {what}: {', '.join(found)}")
   return notes
@@ -236,18 +236,16 @@ def _labels(groups: Sequence[Sequence[Finished]], fields: Sequence[Mapping[str, 
 
 def _trivial(groups: Sequence[Group]) -> tuple[tuple[str, list[dict[str, dict[str, float]]]], ...]:
   """The trivial predictors' scores, once for each seed of the data; apart where rows have other ones on the same data."""
-  kinds: list[tuple[list[str], dict[int | None, dict[str, dict[str, float]]]]] = []
+  kinds: dict[str, dict[int | None, dict[str, dict[str, float]]]] = {}  # by the first row that each is of
   for group in groups:
     mine = {run.toybox_seed: run.trivial for run in group.runs}
-    fits = (kind for _, kind in kinds if all(_agree(kind.get(seed, {}), scores) for seed, scores in mine.items()))
-    if (kind := next(fits, None)) is None:
-      kinds.append(([group.label], kind := {}))
-    else:
-      next(labels for labels, other in kinds if other is kind).append(group.label)
+    fits = (seeds for seeds in kinds.values() if all(_agree(seeds.get(seed, {}), scores) for seed, scores in mine.items()))
+    if (seeds := next(fits, None)) is None:
+      seeds = kinds[group.label] = {}
     for seed, scores in mine.items():
-      kind[seed] = {part: {**kind.get(seed, {}).get(part, {}), **found} for part, found in scores.items()}
-  named = lambda labels: "trivial" if len(kinds) == 1 else f"trivial, as for {labels[0]}"
-  return tuple((named(labels), list(kind.values())) for labels, kind in kinds)
+      seeds[seed] = {kind: {**seeds.get(seed, {}).get(kind, {}), **found} for kind, found in scores.items()}
+  name = lambda label: "trivial" if len(kinds) == 1 else f"trivial, as for {label}"
+  return tuple((name(label), list(seeds.values())) for label, seeds in kinds.items())
 
 
 def _agree(there: Mapping[str, Mapping[str, float]], here: Mapping[str, Mapping[str, float]]) -> bool:

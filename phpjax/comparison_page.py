@@ -108,8 +108,7 @@ def _runs(settings: Sequence[Setting]) -> Table:
   rows = []
   for group in (group for setting in settings for group in setting.groups):
     for run in group.runs:
-      versions = run.results.get("versions") or {}
-      ran = ", ".join(f"{what} {versions[what]}" for what in ("phpjax", "jax", "backend") if what in versions)
+      ran = ", ".join(f"{what} {run.versions[what]}" for what in ("phpjax", "jax", "backend") if what in run.versions)
       row = (group.label, str(run.seed), str(run.folder), ", ".join(run.tasks), "; ".join(run.weights.values()), ran)
       rows.append(tuple(map(clean, row)))
   return Table("", ("row", "seed", "workdir", "order", "encoders", "ran with"), tuple(rows))

@@ -58,7 +58,8 @@ class Finished:
     rates: {task: median of the logged examples_per_s}.
     settings: {dotted field: value} that decide the result; empty without a config.json.
     place: {what: value} that makes scores comparable, but for the toybox's scenes: data, split, metrics, what was left out.
-    weights: {encoder: name and sha256}.
+    weights: {encoder: name and the first digits of its sha256}.
+    versions: {what: version} of what it ran with.
     notes: what is odd about it.
   """
 
@@ -75,6 +76,7 @@ class Finished:
   settings: Tree
   place: dict[str, Any]
   weights: dict[str, str]
+  versions: dict[str, str]
   notes: tuple[str, ...]
 
   @property
@@ -166,8 +168,11 @@ def _finished(folder: pathlib.Path, results: Tree, config: Tree) -> Finished:
   matrix = np.array([[number(score, math.nan) for score in row] for row in results["matrix"]], np.float64)
   if matrix.ndim != 2 or matrix.shape[1] != len(tasks) or not len(matrix) or np.isnan(matrix[-1]).any():
     raise UserError(f"{folder / workdir.RESULTS} lacks a score of a task after the last one was learned")
-  meta = _meta(folder)
-  rates = _rates(folder)
+  if (matrix < 0).any() or (matrix > 1).any():
+    raise UserError(f"{folder / workdir.RESULTS} has scores outside [0, 1]")
+  settings, meta, rates = workdir.decisive(config), _meta(folder), _rates(folder)
+  if settings.get("data.toybox") and not isinstance(settings.get("data.toybox_seed"), int):
+    raise UserError(f"{folder / workdir.CONFIG} has no data.toybox_seed")
   curve = continual.average_accuracy(matrix) if len(matrix) == len(tasks) and _whole(matrix) else None
   return Finished(
     folder=folder,
@@ -184,16 +189,17 @@ def _finished(folder: pathlib.Path, results: Tree, config: Tree) -> Finished:
       for name, score in one["scores"].items()
     },
     rates={task: statistics.median(found) for task, found in rates.items()},
-    settings=workdir.decisive(config),
+    settings=settings,
     place=_place(results, config, meta),
     weights={str(name): _drawn(w["name"], w["sha256"], results["seed"]) for name, w in results["weights"].items()},
+    versions={what: str(version) for what, version in results.get("versions", {}).items()},
     notes=_notes(results, matrix, config),
   )
 
 
 def number(value: Any, missing: Any = None) -> Any:
-  """A finite float, or `missing` for anything else: None, NaN, text, a number too large for a float."""
-  if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e300 or not math.isfinite(value):
+  """A finite float, or `missing` for anything else: None, NaN, text, an absurd number."""
+  if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e100 or not math.isfinite(value):
     return missing
   return float(value)
 

@@ -87,8 +87,13 @@ def look(job: Job, config: ConfigDict, own_scenes: bool) -> None:
   """Sets the state of a job by what lies in its workdir; raises UserError for scenes of its own without the toybox."""
   if own_scenes and not config.data.toybox:
     raise UserError(f"--toybox_seed=same: {job.name} has data of its own, not the toybox's")
-  stored = job.folder / workdir.CONFIG
-  if stored.is_file() and (found := workdir.differing(workdir.read_json(stored), workdir.plain(compat.resolve(config)))):
+  stored, now = job.folder / workdir.CONFIG, workdir.plain(compat.resolve(config))
+  try:
+    found = workdir.differing(workdir.read_json(stored), now) if stored.is_file() else []
+  except UserError as error:
+    job.state, job.reason = FAILED, str(error)
+    return
+  if found:
     job.state, job.reason = FAILED, f"{job.folder} belongs to other settings: {', '.join(found[:4])}; take another --workdir"
   elif sweep_jobs.seconds_of(job.folder) is not None:
     job.state = DONE
@@ -137,6 +142,7 @@ def told(jobs: Sequence[Job], slots: int) -> str:
   lines = plain_table(["experiment", "order", "seed", "state"], cells)
   todo = sum(job.state == WAITING for job in jobs)
   estimate = sweep_jobs.in_words(*sweep_jobs.time_left(jobs, slots)) if todo else "nothing to do"
+  lines += [f"{job} cannot run: {job.reason}" for job in jobs if job.state == FAILED]
   return "\n".join([*lines, f"{todo} of {len(jobs)} runs to do, {slots} at a time: {estimate}"])
 
 

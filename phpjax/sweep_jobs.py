@@ -63,7 +63,7 @@ def seconds_of(folder: pathlib.Path) -> float | None:
     seconds = workdir.read_json(folder / workdir.RESULTS).get("seconds")
   except UserError:
     return None
-  return float(seconds) if isinstance(seconds, int | float) else None
+  return float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < 1e9 else None
 
 
 def tail(path: pathlib.Path) -> list[str]:

@@ -250,11 +250,24 @@ def test_fewer_tasks_leave_cells_empty(tmp_path):
   assert [label for label, _ in setting.trivial] == ["trivial"]
 
 
+def test_other_trivial_predictors_on_the_same_data_are_rows_of_their_own(tmp_path):
+  for seed in (0, 1):
+    fabricated.run(tmp_path / f"a{seed}", "php", seed)
+    fabricated.run(tmp_path / f"b{seed}", "finetune", seed)
+    fabricated.run(tmp_path / f"c{seed}", "linear_probe", seed, trivial=dict.fromkeys(fabricated.TASKS, 0.5))
+  [setting], _ = compared(tmp_path)
+  rows = comparison_tables.scores(setting).rows[3:]
+  assert [row[:3] for row in rows] == [
+    ("trivial, as for php", "2", "10.0 ± 0.0"), ("trivial, as for linear_probe", "2", "50.0 ± 0.0")
+  ]  # fmt: skip
+
+
 def test_other_versions_and_skipped_steps_are_told(tmp_path):
   fabricated.run(tmp_path / "a", "php", 0)
   fabricated.run(tmp_path / "b", "php", 1, versions={"phpjax": "0.2.0"}, skipped_steps=3)
   fabricated.run(tmp_path / "c", "finetune", 0, mean_accuracy=0.99)
   _, notes = compared(tmp_path)
+  assert any("php: its seeds ran with several jax: 0.10.2, an unknown one" in note for note in notes)
   assert any("php: its seeds ran with several phpjax: 0.1.0, 0.2.0" in note for note in notes)
   assert any("3 steps were left out" in note for note in notes)
   assert any(str(tmp_path / "c") in note and "0.99 is not the mean of its last row" in note for note in notes)
@@ -279,11 +292,14 @@ def test_unfinished_and_damaged_runs_are_named_and_left_out(tmp_path, drawn_once
     "tasks": json.dumps({**good, "tasks": [["ave"], "b"]}),
     "numbers": json.dumps({**good, "tasks": [1, 2, 3, 4]}),
     "seed": json.dumps({**good, "seed": "0"}),
+    "versions": json.dumps({**good, "versions": "new"}),
+    "percent": json.dumps({**good, "matrix": [[100 * (x or 0) for x in row] for row in good["matrix"]]}),
     "scores": json.dumps({**good, "per_task": [{"split": "test"}]}),
     "weights": json.dumps({**good, "weights": ["x"]}),
   }
   for name, text in broken.items():
     fabricated.write(tmp_path / "runs" / name, text)
+  fabricated.run(tmp_path / "runs" / "scenes", "php", 1, **{"data.toybox_seed": [0]})
   (tmp_path / "runs" / "deep").mkdir()
   (tmp_path / "runs" / "deep" / "results.json").write_text("[" * 100_000)
   os.mkfifo(tmp_path / "fifo.json")
@@ -292,8 +308,8 @@ def test_unfinished_and_damaged_runs_are_named_and_left_out(tmp_path, drawn_once
   text, notes = report.write([str(tmp_path / "runs")], tmp_path / "out")
   assert text.count("| php |") == 2, "the scores and those on unseen objects"
   left = [note for note in notes if note.startswith("left out: ")]
-  assert len(left) == len(broken) + 3 and all("\n" not in note for note in left)
-  for name in (*broken, "deep", "pipe", "unfinished"):
+  assert len(left) == len(broken) + 4 and all("\n" not in note for note in left)
+  for name in (*broken, "deep", "pipe", "scenes", "unfinished"):
     assert sum(f"{tmp_path / 'runs' / name}" in note for note in left) == 1, name
 
 

@@ -152,7 +152,10 @@ def test_what_is_finished_is_passed_over_and_other_settings_are_refused(tmp_path
   assert "opt.head.lr" in jobs[1].reason and "--workdir" in jobs[1].reason
   text = sweep.told(jobs, 1)
   assert text.splitlines()[-1] == "1 of 3 runs to do, 1 at a time: about 0.14 hours"
-  assert [line.split()[-1] for line in text.splitlines()[1:-1]] == ["finished", "run", "continues"]
+  assert [line.split()[-1] for line in text.splitlines()[1:4]] == ["finished", "run", "continues"]
+  assert text.splitlines()[4].startswith("linear_probe_tiny given seed 1 cannot run: ")
+  (third.folder / "config.json").write_text("{")
+  assert plan()[2].state == FAILED and "not valid JSON" in plan()[2].reason
 
 
 def test_the_command_shows_its_plan_and_stops(tmp_path, at_root, capsys):
