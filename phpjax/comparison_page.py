@@ -61,7 +61,7 @@ def page(settings: Sequence[Setting], drawn: Sequence[Sequence[Drawn]], notes: S
     *([_notes(notes)] if notes else []),
     *(_section(setting, figures) for setting, figures in zip(settings, drawn, strict=True)),
     "<h2>Runs</h2>",
-    _words(_runs(settings)),
+    comparison_tables.html_table(_runs(settings)),
   ]
   return (
     '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -79,13 +79,8 @@ def _section(setting: Setting, drawn: Sequence[Drawn]) -> str:
   if table := comparison_tables.unseen(setting):
     parts += ["<h3>Unseen objects</h3>", comparison_tables.html_table(table)]
   if table := comparison_tables.differences(setting):
-    parts += ["<h3>Settings that differ between rows</h3>", _words(table)]
+    parts += ["<h3>Settings that differ between rows</h3>", comparison_tables.html_table(table)]
   return "\n".join(parts)
-
-
-def _words(table: Table) -> str:
-  """A table of texts rather than numbers."""
-  return f"<div class=words>{comparison_tables.html_table(table)}</div>"
 
 
 def _figure(drawn: Drawn) -> str:
@@ -111,7 +106,7 @@ def _runs(settings: Sequence[Setting]) -> Table:
       ran = ", ".join(f"{what} {run.versions[what]}" for what in ("phpjax", "jax", "backend") if what in run.versions)
       row = (group.label, str(run.seed), str(run.folder), ", ".join(run.tasks), "; ".join(run.weights.values()), ran)
       rows.append(tuple(map(clean, row)))
-  return Table("", ("row", "seed", "workdir", "order", "encoders", "ran with"), tuple(rows))
+  return Table("", ("row", "seed", "workdir", "order", "encoders", "ran with"), tuple(rows), words=True)
 
 
 def _count(number: int, what: str) -> str:

@@ -39,6 +39,8 @@ class Table:
     title, header, rows: texts, not yet escaped.
     notes: sentences below it.
     faint: the numbers of rows that are no method's.
+    split: the column at which narrow pages begin a second table; 0: nowhere.
+    words: whether all columns hold words rather than numbers.
   """
 
   title: str
@@ -46,6 +48,8 @@ class Table:
   rows: tuple[tuple[str, ...], ...]
   notes: tuple[str, ...] = ()
   faint: frozenset[int] = frozenset()
+  split: int = 0
+  words: bool = False
 
 
 def clean(text: Any, longest: int = LONGEST) -> str:
@@ -98,7 +102,8 @@ def scores(setting: Setting) -> Table:
     "logged steps. Checkpoint: what must be kept to open the model, without encoders and optimizer.",
     "Trivial: the best predictor that never looks at a clip.",
   )
-  return _table(setting.title, header, rows, notes, len(setting.groups))
+  table = _table(setting.title, header, rows, notes, len(setting.groups))
+  return dataclasses.replace(table, split=len(header) - len(COSTS))
 
 
 def _scores_row(setting: Setting, group: Group) -> list[str]:
@@ -138,17 +143,30 @@ def unseen(setting: Setting) -> Table | None:
 
 
 def differences(setting: Setting) -> Table | None:
-  """The settings that are not the same in all rows; None where there are none."""
-  if not setting.differing:
+  """The settings that are not the same in all rows, a line for each value of each; None where there are none."""
+  rows = []
+  for field, texts in setting.differing.items():
+    usual = max(texts, key=texts.count)
+    for value in (*(text for text in dict.fromkeys(texts) if text != usual), usual):
+      labels = [group.label for group, text in zip(setting.groups, texts, strict=True) if text == value]
+      rows.append([field, value or NONE, "the others" if value == usual and len(labels) > 1 else "; ".join(labels)])
+  if not rows:
     return None
-  header = ("setting", *(group.label for group in setting.groups))
-  rows = [[field, *(text or NONE for text in texts)] for field, texts in setting.differing.items()]
   notes = ("Options of a method are listed where rows of that method differ; all else that is not listed is the same.",)
-  return _table(f"{setting.title}: settings that differ between rows", header, rows, notes, len(rows))
+  title = f"{setting.title}: settings that differ between rows"
+  return dataclasses.replace(_table(title, ("setting", "value", "rows"), rows, notes, len(rows), 1000), words=True)
 
 
-def _table(title: str, header: Iterable[str], rows: Iterable[Iterable[str]], notes: Iterable[str], methods: int) -> Table:
-  cells = tuple(tuple(map(clean, row)) for row in rows)
+def _table(
+  title: str,
+  header: Iterable[str],
+  rows: Iterable[Iterable[str]],
+  notes: Iterable[str],
+  methods: int,
+  longest: int = LONGEST,
+) -> Table:
+  """A table of clean texts, its rows from number `methods` on faint."""
+  cells = tuple(tuple(clean(cell, longest) for cell in row) for row in rows)
   faint = frozenset(range(methods, len(cells)))
   return Table(clean(title, 300), tuple(map(clean, header)), cells, tuple(clean(note, 1000) for note in notes), faint)
 
@@ -165,7 +183,7 @@ def markdown_text(text: str) -> str:
 def markdown(table: Table) -> str:
   """A heading, a table and its notes."""
   line = lambda cells: f"| {' | '.join(map(markdown_text, cells))} |"
-  rule = f"|---|{'---:|' * (len(table.header) - 1)}"
+  rule = f"|---|{('---|' if table.words else '---:|') * (len(table.header) - 1)}"
   lines = [f"### {markdown_text(table.title)}", "", line(table.header), rule, *map(line, table.rows), ""]
   return "\n".join([*lines, *(f"{markdown_text(note)}\n" for note in table.notes)])
 
@@ -182,16 +200,37 @@ def latex_text(text: str) -> str:
   return "".join(TEX.get(c, c if c.isascii() else "?") for c in text)
 
 
+# No wider than the text, and no larger than it is.
+FITTING = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+
+
+def halves(table: Table) -> tuple[Table, ...]:
+  """The scores and, of the methods, the costs as two tables; a table that is not to be split as it is."""
+  if not table.split:
+    return (table,)
+  left, right = slice(0, table.split), slice(table.split, None)
+  costs = tuple((row[0], *row[right]) for at, row in enumerate(table.rows) if at not in table.faint)
+  return (
+    dataclasses.replace(table, header=table.header[left], rows=tuple(row[left] for row in table.rows), split=0),
+    Table(f"{table.title}: costs", (table.header[0], *table.header[right]), costs),
+  )
+
+
 def latex(table: Table) -> str:
-  """A table environment for booktabs."""
+  """Table environments for booktabs, two where the table is wider than a page."""
+  return "\n".join(map(_latex, halves(table)))
+
+
+def _latex(table: Table) -> str:
   line = lambda cells: "    " + " & ".join(map(latex_text, cells)) + r" \\"
   body = [*map(line, table.rows)]
   if table.faint and len(table.faint) < len(table.rows):
     body.insert(min(table.faint), r"    \midrule")
   caption = " ".join(map(latex_text, (f"{table.title}.", *table.notes)))
+  columns = "l" + ("l" if table.words else "r") * (len(table.header) - 1)
   return "\n".join(
-    [r"\begin{table}", r"  \centering", rf"  \caption{{{caption}}}", r"  \resizebox{\linewidth}{!}{%",
-     rf"  \begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}", r"    \toprule", line(table.header), r"    \midrule", *body,
+    [r"\begin{table}", r"  \centering", rf"  \caption{{{caption}}}", r"  \vspace{1ex}", f"  {FITTING}",
+     rf"  \begin{{tabular}}{{{columns}}}", r"    \toprule", line(table.header), r"    \midrule", *body,
      r"    \bottomrule", r"  \end{tabular}}", r"\end{table}", ""]
   )  # fmt: skip
 
@@ -205,7 +244,8 @@ def html_table(table: Table) -> str:
     cells = f'<th scope="row">{text(row[0])}</th>' + "".join(f"<td>{text(cell)}</td>" for cell in row[1:])
     rows.append(f"<tr{' class=faint' if at in table.faint else ''}>{cells}</tr>")
   notes = "".join(f"<p class=note>{text(note)}</p>" for note in table.notes)
-  return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{notes}"
+  kind = "scroll words" if table.words else "scroll"
+  return f"<div class='{kind}'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>{notes}"
 
 
 # -- all numbers -------------------------------------------------------------------------------------------------

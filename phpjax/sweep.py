@@ -143,7 +143,7 @@ def told(jobs: Sequence[Job], slots: int) -> str:
   todo = sum(job.state == WAITING for job in jobs)
   estimate = sweep_jobs.in_words(*sweep_jobs.time_left(jobs, slots)) if todo else "nothing to do"
   lines += [f"{job} cannot run: {job.reason}" for job in jobs if job.state == FAILED]
-  return "\n".join([*lines, f"{todo} of {len(jobs)} runs to do, {slots} at a time: {estimate}"])
+  return "\n".join([*lines, f"{todo} of {len(jobs)} runs to do, {slots} at a time; time: {estimate}"])
 
 
 def run(jobs: Sequence[Job], folder: pathlib.Path, *, slots: int, retries: int, command: Sequence[str] = MAIN) -> None:

@@ -237,7 +237,7 @@ class Pool:
     """How many are done, and how long the rest may take."""
     done, failed = (sum(job.state == state for job in self.jobs) for state in (DONE, FAILED))
     text = f"{done} of {len(self.jobs)} done" + (f", {failed} failed" if failed else "")
-    return text if done + failed == len(self.jobs) else f"{text}, {in_words(*time_left(self.jobs, self.slots))} left"
+    return text if done + failed == len(self.jobs) else f"{text}, time left: {in_words(*time_left(self.jobs, self.slots))}"
 
 
 def share_of_cpus(slot: int, slots: int) -> set[int]:
@@ -282,5 +282,5 @@ def in_words(seconds: float, unknown: Sequence[str]) -> str:
   known = f"about {seconds / 3600:.2f} hours" if seconds >= 60 else f"about {seconds:.0f} s"
   if not unknown:
     return known
-  names = f"{', '.join(unknown)}: none has finished yet"
-  return f"{known} and the time of {names}" if seconds else f"nobody knows how long yet ({names})"
+  until = lambda what: f"unknown until a run of {what} has finished"
+  return f"{known}, without {', '.join(unknown)} ({until('it')})" if seconds else until(" and ".join(unknown))

@@ -142,6 +142,17 @@ def test_numbers_become_text_once(stat, unit, decimals, text):
   assert comparison_tables.written(stat, unit, decimals, runs=3) == text
 
 
+def test_latex_has_scores_and_costs_in_two_tables(many):
+  [setting], _ = compared(many)
+  table = comparison_tables.scores(setting)
+  scores, costs = comparison_tables.halves(table)
+  assert scores.header + costs.header[1:] == table.header and scores.header[-1] == "BWT" and costs.header[0] == "method"
+  assert [row[0] for row in costs.rows] == sorted(METHODS) and costs.rows[0] == (table.rows[0][0], *table.rows[0][9:])
+  text = comparison_tables.latex(table)
+  assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
+  assert r"linear\_probe & 3 & " in text and " & 550 $\\pm$ 10 \\\\" in text
+
+
 # -- what belongs together ---------------------------------------------------------------------------------------
 
 
@@ -164,6 +175,8 @@ def test_orders_options_and_encoders_are_never_mixed(tmp_path):
   }  # fmt: skip
   assert setting.differing["opt.head.lr"].count("0.5") == 1
   assert sum("c3" in text for text in setting.differing["weights of audio"]) == 1
+  [other] = [row for row in comparison_tables.differences(setting).rows if row[:2] == ("opt.head.lr", "0.5")]
+  assert other[2] == "php, opt.head.lr=0.5"
   table = comparison_tables.scores(setting)
   by_task = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
   reverse = fabricated.results_of("php", 0, tuple(reversed(fabricated.TASKS)))["matrix"][-1][3]
@@ -429,7 +442,7 @@ def test_hostile_texts_stay_texts_in_latex(hostile, tmp_path, drawn_once):
   assert body.count("{") == body.count("}") and "#" not in body and "_" not in body and "^" not in body
   assert re.sub(r"\$\\pm\$", "", body).count("$") == 0
   columns = [line.count("&") for line in body.splitlines() if line.startswith("    ") and "&" in line]
-  wanted = [len(table) for table in re.findall(r"begin\{tabular\}\{l(r*)\}", text)]
+  wanted = [len(table) for table in re.findall(r"begin\{tabular\}\{l(r*|l*)\}", text)]
   assert set(columns) <= set(wanted)
   assert not re.search(r"%(?!$)", re.sub(r"\\%", "", body), re.M), "no comment that eats a cell"
 

@@ -191,7 +191,7 @@ def test_which_split_chose_the_model_is_said(whole, tmp_path):
   run = FakeRun(whole, tmp_path)
   run.learned, run.history["validation"] = {"ave": 1, "avs": 2, "avvp": 3}, {"ave": [0.2, 0.5, 0.5], "avs": [0.5, 0.2, 0.4]}
   found = results.data_summary(run)
-  assert found["evaluation_split"] == "test"
+  assert found["evaluation_split"] == "test" and found["identity"] == run.data_identity
   assert found["model_selection"] == {
     "ave": {"split": "val", "epoch": 3, "epochs": 3, "scores": [0.2, 0.5, 0.5]},  # the later one of equals
     "avs": {"split": "val", "epoch": 1, "epochs": 3, "scores": [0.5, 0.2, 0.4]},

@@ -151,7 +151,7 @@ def test_what_is_finished_is_passed_over_and_other_settings_are_refused(tmp_path
   assert [job.state for job in jobs] == [DONE, FAILED, WAITING]
   assert "opt.head.lr" in jobs[1].reason and "--workdir" in jobs[1].reason
   text = sweep.told(jobs, 1)
-  assert text.splitlines()[-1] == "1 of 3 runs to do, 1 at a time: about 0.14 hours"
+  assert text.splitlines()[-1] == "1 of 3 runs to do, 1 at a time; time: about 0.14 hours"
   assert [line.split()[-1] for line in text.splitlines()[1:4]] == ["finished", "run", "continues"]
   assert text.splitlines()[4].startswith("linear_probe_tiny given seed 1 cannot run: ")
   (third.folder / "config.json").write_text("{")
@@ -163,7 +163,7 @@ def test_the_command_shows_its_plan_and_stops(tmp_path, at_root, capsys):
     lambda: sweep.main(["sweep", f"--config={PROBE}", "--seeds=3", f"--workdir={tmp_path / 'a'}", "--dry_run"])
   )
   said = capsys.readouterr().out
-  assert code == 0 and "nobody knows how long yet (linear_probe_tiny: none has finished yet)" in said
+  assert code == 0 and "time: unknown until a run of linear_probe_tiny has finished" in said
   assert not (tmp_path / "a").exists()
 
 
@@ -394,7 +394,7 @@ def test_a_sweep_tells_what_runs_and_how_long_it_takes(bench):
   count = len(bench.said)
   say, pool.say = pool.say, lambda text: (say(text), setattr(pool, "asked", 1))
   assert pool.run() == 42
-  assert bench.said[count] == "0 of 1 done, about 0.04 hours left; running: a given seed 0"
+  assert bench.said[count] == "0 of 1 done, time left: about 0.04 hours; running: a given seed 0"
 
 
 @pytest.mark.parametrize(
@@ -402,8 +402,8 @@ def test_a_sweep_tells_what_runs_and_how_long_it_takes(bench):
   [
     (7200.0, [], "about 2.00 hours"),
     (30.0, [], "about 30 s"),
-    (7200.0, ["a"], "about 2.00 hours and the time of a: none has finished yet"),
-    (0.0, ["a", "b"], "nobody knows how long yet (a, b: none has finished yet)"),
+    (7200.0, ["a"], "about 2.00 hours, without a (unknown until a run of it has finished)"),
+    (0.0, ["a", "b"], "unknown until a run of a and b has finished"),
   ],
 )
 def test_time_in_words(seconds, unknown, text):
@@ -426,5 +426,5 @@ def test_two_real_runs_and_the_same_command_again(tmp_path):
   assert len(rows) == 3 and ",checkpoint_bytes," in rows[0]
   before = (tmp_path / "linear_probe_tiny" / "ave-avs" / "seed0" / "log.txt").read_bytes()
   again = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120)
-  assert again.returncode == 0 and "0 of 2 runs to do, 1 at a time: nothing to do" in again.stdout
+  assert again.returncode == 0 and "0 of 2 runs to do, 1 at a time; time: nothing to do" in again.stdout
   assert (tmp_path / "linear_probe_tiny" / "ave-avs" / "seed0" / "log.txt").read_bytes() == before
