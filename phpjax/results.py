@@ -203,7 +203,7 @@ def parameters(experiment: Any, params: Tree) -> Tree:
 
 
 def data_summary(run: Any) -> Tree:
-  """Counts, missing and left out clips per split, and which split chose the model."""
+  """What was read (digests of ids and classes), counts, missing and left out clips per split, which split chose the model."""
   config = run.config.data
   counts = {name: {split: len(data.records(split)) for split in data.splits()} for name, data in run.datasets.items()}
   coverage = {name: {split: data.coverage(split) for split in data.splits()} for name, data in run.datasets.items()}
@@ -211,6 +211,7 @@ def data_summary(run: Any) -> Tree:
   used = {name: run.used_splits(name) for name in run.datasets}
   return {
     "name": f"toybox-{config.toybox}" if config.toybox else "user",
+    "identity": run.data_identity,
     "counts": counts,
     "missing_clips": missing,
     "bad_clips": {name: {split: bad_clips(run, name, split) for split in splits} for name, splits in used.items()},

@@ -1,6 +1,6 @@
 """Who may import whom: the layers of the house, checked on the source files themselves.
 
-`main -> train -> everything`; `predict`, `report`, `bench`, `convert`, `pretrain` sit beside `train`; the
+`main -> train -> everything`; `predict`, `report`, `sweep`, `bench`, `convert`, `pretrain` sit beside `train`; the
 parts (`methods`, `tasks`, `encoders`, `metrics`, `data_pipelines`, `configs`) know only themselves; `benchmarks`
 joins tasks, datasets and metrics, and the engine above asks it; `model` and `evaluate` receive objects. A new
 module needs a line in MAY_IMPORT: choose its layer there.
@@ -43,7 +43,7 @@ TOOLS = {
     "workdir",
   )
 }
-BESIDE_TRAIN = {f"phpjax.{name}" for name in ("bench", "convert", "predict", "pretrain", "report")}
+BESIDE_TRAIN = {f"phpjax.{name}" for name in ("bench", "convert", "predict", "pretrain")}
 ENGINE = {
   f"phpjax.{name}"
   for name in (
@@ -65,6 +65,7 @@ ENGINE = {
     "steps",
   )
 }
+COMPARISON = {f"phpjax.comparison{part}" for part in ("", "_figures", "_page", "_tables")}
 BELOW_TRAIN = {*PARTS, *TOOLS, *ENGINE}
 
 # Module or package -> the project's modules and packages it may import. The longest matching name counts.
@@ -145,6 +146,21 @@ MAY_IMPORT: dict[str, set[str]] = {
   "phpjax.bench": {*BELOW_TRAIN, "phpjax.bench_steps", "phpjax.cli"},
   "phpjax.main": {*BELOW_TRAIN, "phpjax.train", "phpjax.cli"},
   "phpjax.cli": {"phpjax.errors"},
+  "phpjax.finished": {
+    "phpjax.checkpoint",
+    "phpjax.errors",
+    "phpjax.logs",
+    "phpjax.manifest",
+    "phpjax.metrics",
+    "phpjax.workdir",
+  },
+  "phpjax.comparison": {"phpjax.finished"},
+  "phpjax.comparison_tables": {"phpjax.comparison", "phpjax.finished"},
+  "phpjax.comparison_figures": {"phpjax.comparison", "phpjax.comparison_tables", "phpjax.figures", "phpjax.finished"},
+  "phpjax.comparison_page": {"phpjax.comparison", "phpjax.comparison_figures", "phpjax.comparison_tables"},
+  "phpjax.report": {*(f"phpjax.{n}" for n in ("cli", "errors", "finished")), *COMPARISON},
+  "phpjax.sweep_jobs": {"phpjax.errors", "phpjax.progress", "phpjax.workdir"},
+  "phpjax.sweep": {*BELOW_TRAIN, "phpjax.cli", "phpjax.report", "phpjax.sweep_jobs"},
   "phpjax": {"phpjax.predict"},  # phpjax.load
 }
 
@@ -246,6 +262,7 @@ def _write(root: pathlib.Path, file: str, text: str) -> None:
     ("phpjax/train.py", "from phpjax import predict"),
     ("phpjax/train.py", "def f():\n  from phpjax.main import main\n"),
     ("phpjax/predict.py", "from phpjax import report"),
+    ("phpjax/report.py", "from phpjax import sweep"),
     ("phpjax/checkpoint.py", "from . import partition"),
     ("phpjax/methods/php.py", "from phpjax.encoders.base import Stream"),
     ("phpjax/methods/php.py", "from ..tasks import event"),

@@ -122,7 +122,7 @@ def test_command_parses(file, command):
   "module",
   [
     *(f"data_pipelines.{name}" for name in ("bench", "check", "prepare", "toybox")),
-    *(f"phpjax.{name}" for name in ("bench", "convert", "main", "predict", "pretrain")),
+    *(f"phpjax.{name}" for name in ("bench", "convert", "main", "predict", "pretrain", "report", "sweep")),
   ],
 )
 def test_help_exits_with_zero(module):
@@ -167,7 +167,7 @@ def test_readme_links_lead_somewhere_and_it_stays_short():
   text = (ROOT / "README.md").read_text()
   for target in re.findall(r"\]\(([^)#]+)", text):
     assert target.startswith("https://") or (ROOT / target).exists(), f"README.md: broken link {target}"
-  assert text.count("\n") <= 195
+  assert text.count("\n") <= 210
 
 
 @pytest.mark.parametrize(

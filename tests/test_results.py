@@ -46,7 +46,7 @@ class FakeRun:
     data = {"num_threads": 2, "toybox": "", "evaluation_split": "test", **views}
     self.config = ConfigDict({"eval_batch_size": eval_batch_size, "data": data, "protocol": {"avvp": "released"}})
     self.history, self.learned = {"trivial": {}, "evaluated": {}, "validation": {}}, {}
-    self.evaluation_splits, self.decoded = EVALUATED, []
+    self.evaluation_splits, self.decoded, self.data_identity = EVALUATED, [], {"ave train": "2 rows, 0123456789ab"}
     infos = {name: BENCHMARKS[name].describe(name, data) for name, data in self.datasets.items()}
     self.experiment = types.SimpleNamespace(infos=infos)
     self.source = functools.cache(functools.partial(self._source, policy))
@@ -191,7 +191,7 @@ def test_which_split_chose_the_model_is_said(whole, tmp_path):
   run = FakeRun(whole, tmp_path)
   run.learned, run.history["validation"] = {"ave": 1, "avs": 2, "avvp": 3}, {"ave": [0.2, 0.5, 0.5], "avs": [0.5, 0.2, 0.4]}
   found = results.data_summary(run)
-  assert found["evaluation_split"] == "test"
+  assert found["evaluation_split"] == "test" and found["identity"] == run.data_identity
   assert found["model_selection"] == {
     "ave": {"split": "val", "epoch": 3, "epochs": 3, "scores": [0.2, 0.5, 0.5]},  # the later one of equals
     "avs": {"split": "val", "epoch": 1, "epochs": 3, "scores": [0.5, 0.2, 0.4]},
