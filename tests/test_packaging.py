@@ -20,7 +20,13 @@ PROJECT = PYPROJECT["project"]
 LOCKS = sorted((ROOT / "requirements").glob("py*.lock"))
 PIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][0-9A-Za-z.!+]*")
 # Import name -> distribution, where they differ.
-DISTRIBUTIONS = {"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint", "google": "protobuf"}
+DISTRIBUTIONS = {
+  "PIL": "pillow",
+  "absl": "absl-py",
+  "orbax": "orbax-checkpoint",
+  "google": "protobuf",
+  "sklearn": "scikit-learn",
+}
 # What the toybox job, prepare and predict need.
 AGREED = {
   "jax",

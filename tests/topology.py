@@ -1,6 +1,6 @@
 """One process of test_topology.py: opens a workdir on as many devices as XLA_FLAGS says, trains on, and writes what it has.
 
-  python tests/topology.py '{"folder": ..., "data": ..., "out": FILE.npz, "steps": N, "double": false}'
+  python tests/topology.py '{"folder": ..., "data": ..., "out": FILE.npz, "steps": N, "double": false, "lr": RATE}'
 
 A folder without a checkpoint gets one after STEPS_BEFORE steps. `out` gets, of the run as it is found: `params/...` and
 `opt_state/...` before any step, `gradient/...` of the next step (clipped), and `trained/...` after `steps` more.
@@ -48,6 +48,8 @@ def gradient(opened: Any) -> Any:
 def main(job: dict[str, Any]) -> None:
   """Does the job; a folder that holds no checkpoint is only given one."""
   config = php_avqa.get_config("tiny")
+  for label in ("shared", "prompts", "head"):
+    config.opt[label].lr = job["lr"]
   config.tasks, config.data.root, config.batch_size, config.eval_batch_size = ("ave",), job["data"], BATCH, BATCH
   with run.open_run(config, pathlib.Path(job["folder"])) as opened:
     if not resume.restore(opened):
