@@ -218,6 +218,24 @@ class Run:
       [whole] = distributed.gather([{**batch, "id": np.array(batch["id"])}])
       yield sharding.all_rows(found, self.mesh), {**whole, "id": whole["id"].tolist()}
 
+  def squared_gradients(self, name: str) -> Tree:
+    """{key of the shared parameters that a task uses: mean over its training clips of the squared gradient of its own loss}.
+
+    Raises UserError when one is not finite.
+    """
+    task, (trainable, frozen) = self.experiment.tasks[name], self.parts(name)
+    inputs = (trainable, self.state_of(name), frozen, self.past(name), self.constants(name))
+    nothing = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), trainable["shared"]), np.float32(0)
+    total = sharding.put_replicated(nothing, self.mesh)
+    for batch in self.batches(name, "train", batch_size=self.config.eval_batch_size, shuffle=False):
+      total = self.steps.add_squares(task, total, *inputs, sharding.put_batch(batch, self.mesh, task.device_keys))
+    squares, count = jax.device_get(total)
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(squares)):
+      raise UserError(
+        f"task {name} is learned, but the gradient of one of its clips is not finite: lower opt.*.lr (in another --workdir)"
+      )
+    return jax.tree.map(lambda x: x / count, squares)
+
   def state_of(self, name: str) -> Tree:
     """What a task reads of the state."""
     return {"shared": self.state["shared"], "task": self.state["tasks"][name]}

@@ -11,7 +11,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from phpjax import backend, model, optimizer, sharding
 
@@ -49,6 +49,7 @@ class Steps:
     self.train = jit(self._train, save_memory=method.remat, static_argnums=0, donate_argnums=1, out_shardings=whole)
     self.predict = jit(self._predict, static_argnums=0, out_shardings=rows)
     self.encode = jit(self._encode, static_argnums=(0, 1), out_shardings=rows)
+    self.add_squares = jit(self._add_squares, save_memory=method.remat, static_argnums=0, donate_argnums=1, out_shardings=whole)
     self.init_optimizer = jit(self.tx.init, out_shardings=whole)
 
   def _run(
@@ -130,3 +131,41 @@ class Steps:
     self.traces["encode", task.kind] += 1
     method = self.method if prompted else self.method.empty()
     return model.forward(self.modules, method, task, trainable, frozen, state, past, batch, rng=None, train=False)[0]
+
+  def _add_squares(
+    self,
+    task: Any,
+    total: tuple[Tree, jax.Array],
+    trainable: Tree,
+    state: Tree,
+    frozen: Tree,
+    past: Tree | None,
+    constants: Tree,
+    batch: Tree,
+  ) -> tuple[Tree, jax.Array]:
+    """Evaluation mode; adds the batch to (squared gradients of the task's own loss on each clip alone, their number).
+
+    Like trainable["shared"] the first, which is what the gradients are of; one clip's at a time on every device.
+    """
+    self.traces["squares", task.kind] += 1
+    inputs = (trainable, state, frozen, past, constants)
+
+    def on_device(inputs: tuple, rows: Tree) -> tuple[Tree, jax.Array]:
+      trainable, *others = inputs
+
+      def loss(shared: Tree, clip: Tree) -> jax.Array:
+        outputs, *_ = self._run(task, {**trainable, "shared": shared}, *others, clip, rng=None, train=False)
+        return task.loss(outputs, clip)
+
+      def add(total: tuple[Tree, jax.Array], row: Tree) -> tuple[tuple[Tree, jax.Array], None]:
+        grads = jax.grad(loss)(trainable["shared"], jax.tree.map(lambda x: x[None], row))
+        squares = jax.tree.map(lambda t, g: t + jnp.where(row["mask"] > 0, g * g, 0), total[0], grads)
+        return (squares, total[1] + row["mask"]), None
+
+      nothing = jax.tree.map(jnp.zeros_like, trainable["shared"]), jnp.zeros(())
+      return jax.lax.psum(jax.lax.scan(add, nothing, rows)[0], sharding.AXES)
+
+    # by hand, or the compiler would run every clip on all devices; unchecked, for a checked gradient is summed over them
+    whole, rows = PartitionSpec(), PartitionSpec(sharding.AXES)
+    mapped = jax.shard_map(on_device, mesh=self.mesh, in_specs=(whole, rows), out_specs=whole, check_vma=False)
+    return jax.tree.map(jnp.add, total, mapped(inputs, batch))

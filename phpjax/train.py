@@ -18,6 +18,7 @@ from data_pipelines import DataError
 from phpjax import distributed, nonfinite, optimizer, results, resume, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
+from phpjax.methods import TrainingClips
 from phpjax.run import Run, Stopped, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
 from phpjax.scoring import choose, evaluate_seen
 
@@ -115,9 +116,9 @@ def finish_task(run: Run, name: str) -> None:
     resume.put_best(run)
   run.absorb()
   run.live, run.best = None, None
-  run.params, run.state = run.experiment.method.end_task(
-    run.params, run.state, run.experiment.tasks[name], functools.partial(run.features, name)
-  )
+  clips = TrainingClips(functools.partial(run.features, name), functools.partial(run.squared_gradients, name))
+  run.params, state = run.experiment.method.end_task(run.params, run.state, run.experiment.tasks[name], clips)
+  run.state = sharding.put_replicated(state, run.mesh)  # where the steps want it: elsewhere, it would be another compile
   run.anchors[name] = anchor_of(run, name)
   resume.save(run, learned=name)
 

@@ -77,6 +77,22 @@ class Backbone:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainingClips:
+  """What `Method.end_task` may ask about the training clips of the task that has just been learned; evaluation mode.
+
+  Every call runs over all of them once. Every process gets the same, and all of them must ask alike.
+
+  Attributes:
+    features: `features(prompted)` -> ({modality: Features}, batch) of one batch after another.
+    squared_gradients: `squared_gradients()` -> {key of `uses`: tree} on the host: the mean over clips of the squared gradient
+      of the task's own loss (without `task_weight`) on that clip alone, the diagonal of the empirical Fisher information.
+  """
+
+  features: Callable[[bool], Iterator[tuple[Tree, Tree]]]
+  squared_gradients: Callable[[], Tree]
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
   """Linear probe: no prompts, a head per task; and the hooks that other methods override.
 
@@ -106,8 +122,9 @@ class Method:
     del rng, task, previous
     return {}
 
-  def init_state(self) -> Tree:
-    """Shared state: what changes without a gradient."""
+  def init_state(self, shared: Tree) -> Tree:
+    """Shared state: what changes without a gradient; `shared` are the parameters of `init_shared`. Its structure stays."""
+    del shared
     return {}
 
   def init_task_state(self, task: Any) -> Tree:
@@ -203,16 +220,14 @@ class Method:
     del task, context, features, outputs, batch
     return {}
 
-  def end_task(
-    self, params: Tree, state: Tree, task: Any, features: Callable[[bool], Iterator[tuple[Tree, Tree]]]
-  ) -> tuple[Tree, Tree]:
+  def end_task(self, params: Tree, state: Tree, task: Any, clips: TrainingClips) -> tuple[Tree, Tree]:
     """After a task: consolidate (statistics, centroids); by default nothing.
 
     Args:
       params, state: the whole trees, of all tasks so far; those of earlier tasks are written already and must stay as they are.
+        What is kept of an array beside it must be a copy: the next task's steps take both.
       task: the task that has just been learned.
-      features: `features(prompted)` runs over its training clips once -> ({modality: Features}, batch), evaluation mode; the
-        same rows, all of them, on every process.
+      clips: its training clips.
     """
-    del task, features
+    del task, clips
     return params, state
