@@ -37,7 +37,7 @@ from phpjax.benchmarks import BENCHMARKS
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
 from phpjax.progress import Progress
-from phpjax.steps import Live, Steps
+from phpjax.steps import Live, Old, Steps
 
 Tree = dict[str, Any]
 HISTORY = ("matrix", "unseen", "per_task", "drift")  # of results.json, a row or more for each task
@@ -242,7 +242,15 @@ class Run:
 
   def train_inputs(self, name: str) -> tuple[Tree, Tree | None, Tree]:
     """(frozen, past, constants) of a task's training step."""
-    return self.parts(name)[1], self.past(name), self.constants(name)
+    frozen = self.parts(name)[1]
+    frozen = {**frozen, "old": self.old(name)} if self.experiment.method.needs_old else frozen
+    return frozen, self.past(name), self.constants(name)
+
+  def old(self, name: str) -> tuple[Old, ...]:
+    """The tasks before this one whose heads can answer on its clips."""
+    earlier = [other for other in self.names[: self.names.index(name)] if self.experiment.tasks[other].distils]
+    parts = lambda other: (self.params["tasks"][other]["head"], self.state["tasks"][other]["head"], self.constants(other))
+    return tuple(Old(*parts(other), self.experiment.tasks[other]) for other in earlier)
 
   def lower_train(self, name: str) -> jax.stages.Lowered:
     """The training step of a task, traced on a batch of the first clip, for what the compiler knows of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 from typing import Any
 
@@ -31,6 +32,21 @@ class Live:
   trainable: Tree
   opt_state: Any
   state: Tree
+
+
+@flax.struct.dataclass
+class Old:
+  """An earlier task whose head answers on the clips of the current one, `frozen["old"]` of a training step.
+
+  Attributes:
+    head, state, constants: as the task's own step has them; never changed.
+    task: a static value, so that tasks of equal shapes share a compile.
+  """
+
+  head: Tree
+  state: Tree
+  constants: Tree
+  task: Any = flax.struct.field(pytree_node=False)
 
 
 class Steps:
@@ -103,6 +119,8 @@ class Steps:
         "task": self.method.task_weight(task) * task.loss(outputs, batch),
         **self.method.losses(task, context, features, outputs, batch),
       }
+      if frozen.get("old"):
+        losses["distillation"] = self._distillation(task, trainable, frozen, live.state, features, context, batch, rng)
       return sum(losses.values()), (losses, state)
 
     (loss, (losses, state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(live.trainable)
@@ -115,6 +133,29 @@ class Steps:
     norm = jnp.linalg.norm(jax.flatten_util.ravel_pytree(grads)[0])
     finite = jnp.isfinite(loss) & jnp.isfinite(norm) & go
     return jax.lax.cond(finite, apply, lambda: live), {"loss": loss, "losses": losses, "grad_norm": norm, "finite": finite}
+
+  def _distillation(
+    self, task: Any, trainable: Tree, frozen: Tree, state: Tree, features: Tree, context: Tree, batch: Tree, rng: jax.Array
+  ) -> jax.Array:
+    """How far the answers of earlier tasks' heads are from those that they give with the teacher's parameters, summed."""
+    taught = {key: self.method.teacher(state["shared"])[key] for key in trainable["shared"]}  # the others do not learn now
+    taught = jax.lax.stop_gradient({**trainable, "shared": taught})
+    # with the noise of the clips as the student hears and sees them
+    noise = {"rng": jax.random.split(rng)[0], "train": True}
+    theirs = model.forward(self.modules, self.method, task, taught, frozen, state, None, batch, **noise)
+
+    def answers(here: Any, old: Old, trainable: Tree, features: Tree, context: Tree) -> Tree:
+      own = {**trainable, "task": {"prompts": {}, "head": old.head}}
+      classes = self.method.class_features(self.modules, own, frozen, old.constants)
+      inputs = (here, own, frozen, old.state, features, context, classes, batch)
+      return self.method.predict(*inputs, rng=None, train=False)[0]
+
+    total = jnp.zeros(())
+    for old in frozen["old"]:
+      here = dataclasses.replace(old.task, seconds=batch["visual"].shape[1])
+      student, teacher = answers(here, old, trainable, features, context), answers(here, old, taught, *theirs[:2])
+      total += self.method.distil(here, student, jax.lax.stop_gradient(teacher), batch)
+    return total
 
   def _predict(
     self, task: Any, trainable: Tree, state: Tree, frozen: Tree, past: Tree | None, constants: Tree, batch: Tree

@@ -57,6 +57,8 @@ def announce(run: Run, found: bool) -> None:
   if found and at.task < len(run.names):
     doing = "evaluation" if run.names[at.task] in run.learned else f"epoch {at.epoch + 1}, step {at.step + 1}"
     run.progress.note(f"continuing at task {at.task + 1}/{len(run.names)}, {doing}")
+  for note in run.experiment.method.notes(run.experiment.tasks):
+    run.progress.note(note)
   run.progress.start(sum(costs), done)
 
 

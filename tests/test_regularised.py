@@ -10,7 +10,8 @@ import small
 from test_steps import PADDED, SEED, Bench
 
 from phpjax import partition, sharding
-from phpjax.methods import EWC, METHODS, Method
+from phpjax.methods import EWC, METHODS, LwF, Method
+from phpjax.steps import Old
 from phpjax.tasks.base import Task, Widths, masked_mean
 
 MADE = small.modules()
@@ -227,7 +228,143 @@ def test_options_of_ewc_that_cannot_work_are_refused(options, words):
     ewc(**options)
 
 
-@pytest.mark.parametrize("name", ["ewc"])
+@pytest.mark.parametrize("name", ["ewc", "lwf"])
 def test_they_have_the_parameters_of_finetuning(name):
   shapes = lambda cls: jax.eval_shape(lambda: small.php(cls=cls).init_shared(jax.random.key(0)))
   assert jax.tree.map(lambda x: x.shape, shapes(METHODS[name])) == jax.tree.map(lambda x: x.shape, shapes(METHODS["finetune"]))
+
+
+# -- LwF: the loss -----------------------------------------------------------------------------------------------
+
+
+def divergence(student, teacher, temperature):
+  """Softmax over the last axis, float64."""
+  log = lambda x: x / temperature - np.log(np.exp(x / temperature).sum(-1, keepdims=True))
+  ours, theirs = log(student.astype(np.float64)), log(teacher.astype(np.float64))
+  return (np.exp(theirs) * (theirs - ours)).sum(-1)
+
+
+def binary(student, teacher, temperature):
+  """Each number a log-odds: a softmax over it and zero."""
+  pair = lambda x: np.stack([x, np.zeros_like(x)], axis=-1)
+  return divergence(pair(student), pair(teacher), temperature)
+
+
+KINDS = {
+  "ave": (small.task("ave"), ("visual", "audio"), (4, 2, 3), lambda *x: divergence(*x).mean(1)),
+  "avvp": (small.task("avvp"), ("visual", "audio"), (4, 2, 3), lambda *x: binary(*x).sum(-1).mean(1)),
+  "released": (small.task("avvp", protocol="released"), ("visual", "audio"), (4, 2, 3), lambda *x: divergence(*x).mean(1)),
+  "avs": (small.task("avs"), ("mask",), (4, 2, 8, 8), lambda *x: binary(*x).mean((1, 2, 3))),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_distillation_against_numpy(kind, temperature):
+  task, keys, shape, by_hand = KINDS[kind]
+  student, teacher = ({key: 3 * draw(*shape, seed=seed + i) for i, key in enumerate(keys)} for seed in (0, 10))
+  expected = sum(by_hand(student[key], teacher[key], temperature) for key in keys)[PADDED > 0].mean()
+  distil = lambda s, t: task.distillation(s, t, temperature, {"mask": PADDED})
+  assert expected > 0.05 and distil(student, teacher) == pytest.approx(expected, rel=1e-4)
+  assert task.distils and distil(teacher, teacher) == 0
+  gradient = jax.grad(distil)(teacher, teacher)
+  assert max(np.abs(x).max() for x in jax.tree.leaves(gradient)) < 1e-6, "the teacher is where it is least"
+
+
+def test_questions_are_not_distilled():
+  assert not small.task("avqa").distils
+  tasks = {name: small.task(name) for name in ("ave", "avqa", "avs")}
+  (note,) = small.php(cls=LwF).notes(tasks)
+  assert note.startswith("lwf keeps nothing of avqa: ")
+  assert not list(small.php(cls=LwF).notes({name: tasks[name] for name in ("ave", "avs", "avqa")})), "nothing comes after it"
+
+
+# -- LwF: the step -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def taught():
+  """AVS behind AVE and AVVP, on clips of one second less than theirs, with a teacher that is the parameters of now."""
+  bench = Bench(small.php(cls=LwF, **BARE), ["ave", "avvp", "avs"], seed=SEED)
+  longer = {name: dataclasses.replace(bench.tasks[name], seconds=small.SECONDS + 1) for name in ("ave", "avvp")}
+  parts = lambda name: (bench.params["tasks"][name]["head"], {}, bench.constants[name])
+  return bench, tuple(Old(*parts(name), task) for name, task in longer.items())
+
+
+def step(bench, old, teacher, batch, live=None):
+  """One step on AVS -> (live, metrics)."""
+  live = live or bench.live("avs")
+  state = {**jax.device_get(live.state), "shared": {"teacher": teacher}}
+  live = live.replace(state=sharding.put_replicated(state, bench.mesh))
+  _, frozen = partition.split(bench.params, "avs", bench.method.uses(bench.tasks["avs"]))
+  inputs = ({**frozen, "old": old}, None, bench.constants["avs"], bench.rows("avs", batch), jax.random.key(0))
+  return bench.steps.train(bench.tasks["avs"], live, *inputs, {"shared": 1.0, "task": 1.0})
+
+
+def moved(shared):
+  return jax.tree.map(lambda x: x + 3 * draw(*x.shape, seed=7), shared)
+
+
+def test_a_teacher_that_says_the_same_costs_nothing_and_is_not_changed(taught):
+  bench, old = taught
+  shared = jax.device_get(bench.params["shared"])
+  live, metrics = step(bench, old, shared, small.batch("avs", 4))
+  assert metrics["losses"].keys() == {"task", "distillation"} and abs(metrics["losses"]["distillation"]) < 1e-7
+  live, metrics = step(bench, old, shared, small.batch("avs", 4), live)
+  assert metrics["losses"]["distillation"] > 1e-6, "the student has moved"
+  small.assert_same_bits(live.state["shared"]["teacher"], shared)
+  assert bench.steps.traces["train", "segmentation"] == 1
+
+
+def test_the_old_heads_are_held_to_what_they_said(taught):
+  """Both passes and the loss one by one, by the step that evaluates."""
+  bench, old = taught
+  shared, batch = jax.device_get(bench.params["shared"]), {**small.batch("avs", 4), "mask": PADDED}
+  teacher = moved(shared)
+  # what AVS does not train is the same for both: as at the end of the task before
+  teacher = {**shared, "prompts": teacher["prompts"]}
+  _, metrics = step(bench, old, teacher, batch)
+  expected = 0
+  for one in old:
+    task, answers = dataclasses.replace(one.task, seconds=small.SECONDS), []
+    for params in (shared, teacher):
+      trainable, frozen = partition.split({**bench.params, "shared": params}, task.name, bench.method.uses(task))
+      rows = {k: batch[k] for k in ("visual", "audio", "mask")}
+      state = {"shared": {}, "task": {"head": {}, "method": {}}}
+      run = lambda t, f, rows, task=task, state=state, c=one.constants: bench.steps._run(
+        task, t, state, f, None, c, rows, rng=None, train=False
+      )[0]
+      answers.append(jax.device_get(jax.jit(run)(trainable, frozen, rows)))
+    by_hand = KINDS[task.name][3]
+    expected += sum(by_hand(answers[0][m], answers[1][m], 2.0) for m in ("visual", "audio"))[PADDED > 0].mean()
+  assert expected > 1e-2 and metrics["losses"]["distillation"] == pytest.approx(expected, rel=1e-3)
+  assert float(metrics["loss"]) == pytest.approx(float(sum(metrics["losses"].values())), rel=1e-6)
+
+
+def test_the_teacher_pulls(taught):
+  """Far heavier than the task's own loss, it decides where the student goes; the heads stay."""
+  bench, old = taught
+  heavy = Bench(dataclasses.replace(bench.method, lwf_weight=1e3), ["avs"])
+  heavy.params, heavy.constants["avs"] = bench.params, bench.constants["avs"]
+  shared, batch = jax.device_get(bench.params["shared"]), small.batch("avs", 4)
+  teacher = {**shared, "prompts": moved(shared["prompts"])}
+  first, live = None, None
+  for _ in range(8):
+    live, metrics = step(heavy, old, teacher, batch, live)
+    first = first or float(metrics["losses"]["distillation"])
+  assert metrics["losses"]["distillation"] < 0.9 * first
+
+
+def test_the_teacher_is_a_copy_of_what_was_learned(taught):
+  bench, _ = taught
+  params, state = bench.method.end_task(bench.params, {"shared": {"teacher": None}, "tasks": {}}, bench.tasks["ave"], None)
+  small.assert_same_bits(state["shared"]["teacher"], params["shared"])
+  assert params is bench.params
+  for kept, learned_now in zip(*map(jax.tree.leaves, (state["shared"]["teacher"], params["shared"])), strict=True):
+    assert not np.shares_memory(kept, np.asarray(learned_now)), "the next steps take the buffers of both"
+
+
+@pytest.mark.parametrize("options", [{"lwf_weight": -1.0}, {"lwf_temperature": 0.0}])
+def test_options_of_lwf_that_cannot_work_are_refused(options):
+  with pytest.raises(ValueError, match=next(iter(options))):
+    small.php(cls=LwF, **options)

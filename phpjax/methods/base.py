@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -105,12 +105,20 @@ class Method:
     remat: keep only what stands between layers for the gradient and compute the rest again: less memory, more time.
     needs_query: run the unprompted encoders first and hand their features to `start`.
     needs_past: hand the other tasks' prompts, stacked and masked, to `start`.
+    needs_old: run the training clips through the `teacher` too, and hand to `distil` what it and the current parameters let
+      earlier tasks' heads say of them.
   """
 
   backbone: Backbone
   remat: bool = False
   needs_query: ClassVar[bool] = False
   needs_past: ClassVar[bool] = False
+  needs_old: ClassVar[bool] = False
+
+  def notes(self, tasks: Mapping[str, Any]) -> Iterator[str]:
+    """What a run on these tasks, {name: Task} in learning order, has to say of the method once."""
+    del tasks
+    yield from ()
 
   def init_shared(self, rng: jax.Array) -> Tree:
     """Parameters that learn on every task."""
@@ -219,6 +227,14 @@ class Method:
     """Named, weighted losses beside the task's own."""
     del task, context, features, outputs, batch
     return {}
+
+  def teacher(self, state: Tree) -> Tree:
+    """The shared parameters of a teacher, out of the shared state (`needs_old`)."""
+    raise NotImplementedError
+
+  def distil(self, task: Any, student: Tree, teacher: Tree, batch: Tree) -> jax.Array:
+    """Weighted loss between two outputs of an earlier task's head on the same clips, a scalar (`needs_old`)."""
+    raise NotImplementedError
 
   def end_task(self, params: Tree, state: Tree, task: Any, clips: TrainingClips) -> tuple[Tree, Tree]:
     """After a task: consolidate (statistics, centroids); by default nothing.
