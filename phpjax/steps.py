@@ -111,16 +111,10 @@ class Steps:
     """
     self.traces["train", task.kind] += 1
 
+    losses_of = self._losses_together if task.kind == "joint" else self._losses
+
     def loss_fn(trainable: Tree) -> tuple[jax.Array, tuple[Tree, Tree]]:
-      outputs, features, context, state = self._run(
-        task, trainable, live.state, frozen, past, constants, batch, rng=rng, train=True
-      )
-      losses = {
-        "task": self.method.task_weight(task) * task.loss(outputs, batch),
-        **self.method.losses(task, context, features, outputs, batch),
-      }
-      if frozen.get("old"):
-        losses["distillation"] = self._distillation(task, trainable, frozen, live.state, features, context, batch, rng)
+      losses, state = losses_of(task, trainable, live.state, frozen, past, constants, batch, rng)
       return sum(losses.values()), (losses, state)
 
     (loss, (losses, state)), grads = jax.value_and_grad(loss_fn, has_aux=True)(live.trainable)
@@ -133,6 +127,40 @@ class Steps:
     norm = jnp.linalg.norm(jax.flatten_util.ravel_pytree(grads)[0])
     finite = jnp.isfinite(loss) & jnp.isfinite(norm) & go
     return jax.lax.cond(finite, apply, lambda: live), {"loss": loss, "losses": losses, "grad_norm": norm, "finite": finite}
+
+  def _losses(
+    self,
+    task: Any,
+    trainable: Tree,
+    state: Tree,
+    frozen: Tree,
+    past: Tree | None,
+    constants: Tree,
+    batch: Tree,
+    rng: jax.Array,
+  ) -> tuple[Tree, Tree]:
+    """-> (the weighted losses of a training step by their names, state)."""
+    outputs, features, context, after = self._run(task, trainable, state, frozen, past, constants, batch, rng=rng, train=True)
+    losses = {
+      "task": self.method.task_weight(task) * task.loss(outputs, batch),
+      **self.method.losses(task, context, features, outputs, batch),
+    }
+    if frozen.get("old"):
+      losses["distillation"] = self._distillation(task, trainable, frozen, state, features, context, batch, rng)
+    return losses, after
+
+  def _losses_together(
+    self, tasks: Any, trainable: Tree, state: Tree, frozen: Tree, past: None, constants: Tree, batch: Tree, rng: jax.Array
+  ) -> tuple[Tree, Tree]:
+    """The same of all tasks at once, each on its own batch with its own part of every tree, as `Together` lays them out."""
+    losses: Tree = {}
+    for i, task in enumerate(tasks.members):
+      parts = (tasks.select(trainable, task), tasks.select(state, task), frozen, past, constants[task.name])
+      inputs = (*parts, tasks.batch_of(batch, task), jax.random.fold_in(rng, i))
+      found, after = self._losses(task, *inputs)
+      losses |= {f"{task.name}/{name}": loss for name, loss in found.items()}
+      state = tasks.put(state, task, after)
+    return losses, state
 
   def _distillation(
     self, task: Any, trainable: Tree, frozen: Tree, state: Tree, features: Tree, context: Tree, batch: Tree, rng: jax.Array

@@ -9,6 +9,7 @@ from typing import Any
 from phpjax.methods.base import Backbone, Method, Sizes, TrainingClips
 from phpjax.methods.ewc import EWC
 from phpjax.methods.finetune import FineTune
+from phpjax.methods.joint import Joint
 from phpjax.methods.lwf import LwF
 from phpjax.methods.php import PHP
 
@@ -17,6 +18,7 @@ METHODS: dict[str, type[Method]] = {
   "finetune": FineTune,
   "ewc": EWC,
   "lwf": LwF,
+  "joint": Joint,
   "php": PHP,
 }
 

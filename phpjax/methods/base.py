@@ -107,6 +107,7 @@ class Method:
     needs_past: hand the other tasks' prompts, stacked and masked, to `start`.
     needs_old: run the training clips through the `teacher` too, and hand to `distil` what it and the current parameters let
       earlier tasks' heads say of them.
+    joint: learn all tasks at once instead of one after another (phpjax/joint.py).
   """
 
   backbone: Backbone
@@ -114,6 +115,7 @@ class Method:
   needs_query: ClassVar[bool] = False
   needs_past: ClassVar[bool] = False
   needs_old: ClassVar[bool] = False
+  joint: ClassVar[bool] = False
 
   def notes(self, tasks: Mapping[str, Any]) -> Iterator[str]:
     """What a run on these tasks, {name: Task} in learning order, has to say of the method once."""

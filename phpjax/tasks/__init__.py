@@ -6,5 +6,6 @@ from phpjax.tasks.base import Task, Widths
 from phpjax.tasks.event import AVE, AVVP
 from phpjax.tasks.question import AVQA
 from phpjax.tasks.segmentation import AVS
+from phpjax.tasks.together import Together
 
-__all__ = ["AVE", "AVQA", "AVS", "AVVP", "Task", "Widths"]
+__all__ = ["AVE", "AVQA", "AVS", "AVVP", "Task", "Together", "Widths"]
