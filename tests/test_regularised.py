@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from command import tiny_toybox  # noqa: F401  fixture
 from test_steps import PADDED, SEED, Bench
 
-from phpjax import partition, sharding
+from phpjax import fisher, partition, run, sharding
+from phpjax.errors import UserError
 from phpjax.methods import EWC, METHODS, LwF, Method
 from phpjax.steps import Old
 from phpjax.tasks.base import Task, Widths, masked_mean
@@ -135,6 +137,36 @@ def test_fisher_information_is_the_same_on_one_device_and_on_two(bench):
   assert n == m == 7
   for path, x in small.flat(one).items():
     np.testing.assert_allclose(small.flat(two)[path], x, rtol=1e-4, atol=1e-6 * x.max(), err_msg=path)
+
+
+def test_a_run_takes_the_mean_over_its_clips_and_refuses_what_is_not_finite(toybox):
+  config = small.config_of("ewc")
+  config.tasks, config.data.root, config.eval_batch_size = ("avs",), str(toybox), 4
+  config.method.shallow, config.method.mid = (), ()
+  with run.open_run(config, None) as opened:
+    run.begin(opened, "avs")
+    task, (trainable, frozen), state = opened.task("avs"), opened.parts("avs"), opened.state_of("avs")
+
+    def loss(shared, clip):
+      inputs = ({**trainable, "shared": shared}, state, frozen, None, {}, clip)
+      return task.loss(opened.steps._run(task, *inputs, rng=None, train=False)[0], clip)
+
+    gradient, found = jax.jit(jax.grad(loss)), []
+    for batch in opened.batches("avs", "train", batch_size=2, shuffle=False):
+      rows = {key: batch[key] for key in task.device_keys}
+      clips = ({key: x[i : i + 1] for key, x in rows.items()} for i in np.flatnonzero(batch["mask"]))
+      found += [small.flat(gradient(trainable["shared"], clip)) for clip in clips]
+    squares = small.flat(fisher.squared_gradients(opened, "avs"))
+    assert len(found) == len(opened.source("avs", "train")) > 1 and squares.keys() == found[0].keys()
+    for path, x in squares.items():
+      expected = np.mean([np.square(clip[path], dtype=np.float64) for clip in found], axis=0)
+      np.testing.assert_allclose(x, expected, rtol=1e-3, atol=1e-6 * expected.max(), err_msg=path)
+    opened.params["shared"] = {
+      **opened.params["shared"],
+      "prompts": jax.tree.map(lambda x: x * np.nan, trainable["shared"]["prompts"]),
+    }
+    with pytest.raises(UserError, match="task avs is learned, but the gradient"):
+      fisher.squared_gradients(opened, "avs")
 
 
 # -- EWC: the penalty --------------------------------------------------------------------------------------------
