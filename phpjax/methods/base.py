@@ -97,8 +97,8 @@ class Method:
   """Linear probe: no prompts, a head per task; and the hooks that other methods override.
 
   Trees: `trainable = {"shared": ..., "task": {"prompts": ..., "head": ...}}` is what learns now;
-  `frozen = {"encoders": ..., "shared": ...}` is what this task reads and must not change. Methods are hashable and
-  hold no arrays, so they may be closed over by jit.
+  `frozen = {"encoders": ..., "shared": ...}` is what this task reads and must not change; with `needs_old`, that of a training
+  step holds earlier tasks' heads too, as "old". Methods are hashable and hold no arrays, so they may be closed over by jit.
 
   Attributes:
     backbone: sizes of the encoders.
