@@ -11,13 +11,14 @@ import re
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-SIZES = ("full", "toybox", "tiny")
+SIZES = ("full", "toybox", "tiny", "tux21")
 PHP_SIZES = (*SIZES, "released", "released_toybox")
 ORDERS = {
   "ave_avvp_avqa": ("ave", "avvp", "avqa"),  # the release's only config
   "ave_avqa_avvp": ("ave", "avqa", "avvp"),  # the other one that its README names
   "reversed": ("avqa", "avs", "avvp", "ave"),
 }
+CLASS_INCREMENTAL = ("ave_classes",)  # the classes of a dataset in groups, one task each; the task is not given at test
 ENCODERS = {
   "ast": {"audio": "ast_base"},
   "clip_b16": {"visual": "clip_vit_b16", "text": "clip_text_b16"},
@@ -55,6 +56,16 @@ _PHP_OF_SIZE = {
     "deep_length": 4,
     "num_latents": 8,
     "audio_logit_scale": "exp",  # the nano audio tower was trained with the exponential
+  },
+  "tux21": {  # of the four steps that DINOv2 and Whisper make together
+    "shallow": (0,),
+    "mid": (1,),
+    "deep": (2, 3),
+    "num_mid_prompts": 8,
+    "codebook_size": 16,
+    "generator_depth": 1,
+    "deep_length": 8,
+    "num_latents": 8,
   },
   "tiny": {
     "shallow": (0,),
@@ -94,7 +105,7 @@ def base() -> ConfigDict:
   c.eval_batch_size = 32
   c.num_epochs = 10  # per task
   c.epoch_factor = ConfigDict({"ave": 1, "avvp": 1, "avs": 1, "avqa": 1, "ms3": 1})  # a task's epochs: num_epochs times this
-  c.task_id = "given"  # the task is known at test time
+  c.task_id = "given"  # the task is known at test time; "inferred": a clip gets the prompts of the task that it looks like
   c.on_nonfinite = "stop"  # or "skip": leave out a step whose loss or gradient is not finite, and count it
   # A run in which no step, batch of an evaluation or clip is finished for so long writes the stacks of all its threads and
   # exits with 75; 0: never. It has to be longer than the longest compile, save and clip. Minutes.
@@ -154,6 +165,8 @@ def data() -> ConfigDict:
   d.mirrored = ()  # tasks that see half of their training clips mirrored left to right; none whose answers say left
   d.cache_gb = 1.5  # decoded clips kept in memory, over all workers
   d.labelled_seconds_only = True  # AVS training leaves out seconds without a mask (the release runs them for nothing)
+  d.num_class_tasks = 4  # of a class-incremental benchmark (ave_classes_1 ... _4): its classes in so many groups
+  d.class_seed = 0  # who is in which group
   d.questions_per_clip = 1  # questions that share one encoding of their clip; batch_size counts clips then
   return d
 
@@ -164,6 +177,7 @@ def nano(c: ConfigDict) -> ConfigDict:
     {m: {"name": f"nano_{kind}", "weights": "shipped"} for m, kind in (("visual", "vit"), ("audio", "ast"), ("text", "text"))}
   )
   c.data.toybox = "default"
+  c.data.num_class_tasks = 7  # of two classes
   c.data.questions_per_clip = 5
   c.data.mirrored = ("avs", "ms3")  # few clips
   c.data.cache_gb = 0.5
@@ -186,6 +200,7 @@ def tiny(c: ConfigDict) -> ConfigDict:
     {m: {"name": f"tiny_{kind}", "weights": "random"} for m, kind in (("visual", "vit"), ("audio", "ast"), ("text", "text"))}
   )
   c.data.toybox = "tiny"
+  c.data.num_class_tasks = 2
   c.batch_size, c.eval_batch_size, c.log_every_steps = 2, 4, 1
   c.epoch_factor = ConfigDict(dict.fromkeys(c.epoch_factor, 1))
   c.compile_effort = 0
@@ -223,6 +238,35 @@ def release(c: ConfigDict) -> ConfigDict:
   return c
 
 
+def tux21(c: ConfigDict) -> ConfigDict:
+  """Tux Paint's stamps with their spoken captions, class-incremental, on small encoders of real weights: minutes on two cores.
+
+  Pictures have 64 patches instead of 256, speech is heard for 2 seconds instead of 30. The encoders' weights:
+  `python -m phpjax.convert`. DINOv2 has 12 layers and Whisper 4, so that a step is 3 of the one and 1 of the other.
+  """
+  c.encoders = ConfigDict(
+    {
+      "visual": {"name": "dinov2_s14", "weights": "", "statistics": "imagenet", "image_size": 112},
+      "audio": {"name": "whisper_tiny", "weights": "", "seconds": 2.0},
+      "text": {"name": "minilm_l6", "weights": ""},
+    }
+  )
+  c.data.num_class_tasks = 7  # of three classes
+  class_incremental(c, "tux21")
+  c.batch_size, c.eval_batch_size, c.num_epochs = 16, 32, 10
+  for label in ("shared", "prompts", "head"):
+    c.opt[label].lr = 2e-3
+  c.opt.lr_scaling = "none"  # that is the rate of this batch size
+  c.opt.clip_norm = 1.0
+  c.opt.later_shared_scale = 0.03
+  return c
+
+
+def class_incremental(c: ConfigDict, family: str) -> None:
+  """Groups of classes, one after the other, and nobody says at test which one a clip belongs to."""
+  c.tasks, c.task_id = tuple(f"{family}_{i + 1}" for i in range(c.data.num_class_tasks)), "inferred"
+
+
 # -- variants ----------------------------------------------------------------------------------------------------
 
 
@@ -234,7 +278,7 @@ def experiment(variant: str) -> ConfigDict:
 
 def sized(size: str) -> ConfigDict:
   """What all methods share at a size of `SIZES`."""
-  return {"full": lambda c: c, "toybox": nano, "tiny": tiny}[size](base())
+  return {"full": lambda c: c, "toybox": nano, "tiny": tiny, "tux21": tux21}[size](base())
 
 
 def split(variant: str, sizes: tuple[str, ...]) -> tuple[str, list[str]]:
@@ -248,10 +292,12 @@ def changed(c: ConfigDict, words: list[str], sizes: tuple[str, ...]) -> ConfigDi
   for word in words:
     if word in ORDERS:
       c.tasks = ORDERS[word]
+    elif word in CLASS_INCREMENTAL:
+      class_incremental(c, word)
     elif word in ENCODERS:
       change_encoders(c, word)
     elif not ("deep" in c.method and change_phases(c, word)):
-      known = [*ORDERS, *ENCODERS, *(PHASE_CHANGES if "deep" in c.method else ())]
+      known = [*ORDERS, *CLASS_INCREMENTAL, *ENCODERS, *(PHASE_CHANGES if "deep" in c.method else ())]
       raise ValueError(
         f"unknown variant {word!r}; a variant is {', '.join(sizes)}, or one of these with +CHANGE behind it: {', '.join(known)}"
       )

@@ -6,9 +6,11 @@ A variant is a size and what is changed, joined by "+", as `toybox+no_shallow` o
   full             CLIP ViT-B/32, HTS-AT, CLIP and CLAP text, batch 32; what stands in front if no size is named
   toybox           the embedded data and encoders: minutes on two CPU cores
   tiny             seconds, for tests
+  tux21            Tux Paint's stamps, 7 tasks of 3 classes, on DINOv2, Whisper, MiniLM: minutes; data.root holds them
   released         full size, as the release does it and trains it: batch 2, Adam with L2 decay, all quirks
   released_toybox  the same quirks and optimizer with the toybox's data, rates and epochs
 and behind it
+  ave_classes                                 the event classes of AVE in groups, class-incremental
   ave_avvp_avqa, ave_avqa_avvp, reversed      other tasks or orders: the release's, its README's, the paper's four from the end
   no_PHASE, only_PHASE                        PHASE: shallow, middle, deep
   shallow_0_3, middle_2_4, deep_5_8, ...      the layers of a phase, first and last; a layer takes a middle or a deep prompt

@@ -6,8 +6,9 @@ from data_pipelines.base import Dataset, Source
 from data_pipelines.llp import LLP
 from data_pipelines.music_avqa import MusicAVQA
 from data_pipelines.schema import QUESTION_TYPES, DataError, Media, MediaError, Record
+from data_pipelines.tuxpaint import TuxPaint
 
-DATASETS: dict[str, type[Dataset]] = {reader.name: reader for reader in (AVE, LLP, AVSBench, AVSBenchMS3, MusicAVQA)}
+DATASETS: dict[str, type[Dataset]] = {reader.name: reader for reader in (AVE, LLP, AVSBench, AVSBenchMS3, MusicAVQA, TuxPaint)}
 
 __all__ = [
   "AVE",
@@ -23,4 +24,5 @@ __all__ = [
   "MusicAVQA",
   "Record",
   "Source",
+  "TuxPaint",
 ]

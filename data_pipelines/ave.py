@@ -129,6 +129,9 @@ class AVE(Dataset):
       raise DataError(f"{where}: unknown category {category!r:.200}; list all in categories.txt beside this file")
     return Event(video, video, self._index[category], int(start), int(end))
 
+  def class_of(self, record: Event) -> str:
+    return self.classes[record.category]
+
   def labels(self, record: Event) -> Example:
     second = np.arange(self.seconds)
     inside = (record.start <= second) & (second < record.end)

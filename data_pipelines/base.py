@@ -122,6 +122,7 @@ class Dataset:
     label_files: glob patterns, relative to the dataset folder, of the files that hold its splits.
     layout: where media lie.
     seconds: T.
+    hint: how to get it, said where it is not found; {root} is the data root.
     spread: whether T seconds stand for a longer clip (labels of the whole clip) or are the first T (labels
       per second).
     classes: class names, index = label.
@@ -133,6 +134,7 @@ class Dataset:
   layout: ClassVar[ClipLayout]
   seconds: ClassVar[int] = 10
   spread: ClassVar[bool] = False
+  hint: ClassVar[str] = TOYBOX_HINT
   classes: tuple[str, ...]
 
   def __init__(self, root: Path | str) -> None:
@@ -162,7 +164,7 @@ class Dataset:
       return place
     names = dict.fromkeys(Path(pattern).name for pattern in cls.label_files)
     raise DataError(
-      f"{cls.__name__}: no {' or '.join(names)} in {' or '.join(map(str, cls._places(root)))}; " + TOYBOX_HINT.format(root=root)
+      f"{cls.__name__}: no {' or '.join(names)} in {' or '.join(map(str, cls._places(root)))}; " + cls.hint.format(root=root)
     )
 
   def find_file(self, *names: str) -> Path | None:
@@ -202,6 +204,10 @@ class Dataset:
     """The label arrays of one row."""
     raise NotImplementedError
 
+  def class_of(self, record: Record) -> str:
+    """The one class of a row, of datasets that can be learned class by class (see parts.py)."""
+    raise NotImplementedError
+
   def clip_names(self, record: Record) -> tuple[str, ...]:
     """Names under which the media of a row may be stored, the usual one first."""
     return (record.clip,)
@@ -217,6 +223,10 @@ class Dataset:
   def clip_files(self, record: Record) -> tuple[Path, ...]:
     """The media files of a row, () if any is missing."""
     return self.layout.find(self.root, self.clip_names(record))
+
+  def companions(self) -> Sequence[Path]:
+    """Media files that lie beside those of the rows and are known not to be read."""
+    return ()
 
   def pictures(self, record: Record) -> tuple[list[Path], list[Path]]:
     """Of a clip that is stored as pictures: the files of its T frames, and of the masks of the first of them."""

@@ -13,20 +13,21 @@ import traceback
 from pathlib import Path
 
 from data_pipelines import DATASETS
-from data_pipelines.checks import coverage, labels, media, records, report, traps
+from data_pipelines.checks import coverage, labels, media, records, report, stamps, traps
 from data_pipelines.checks.findings import Context, Finding, open_context
 from data_pipelines.checks.tree import bare_tree, layout, tree
 from data_pipelines.known import FACTS
 from data_pipelines.progress import Progress
 from data_pipelines.schema import DataError, printable, refuse
 
-CHECKS = (*labels.CHECKS, *traps.CHECKS, records.prepared_records, *coverage.CHECKS)
+CHECKS = (*labels.CHECKS, *traps.CHECKS, *stamps.CHECKS, records.prepared_records, *coverage.CHECKS)
 EPILOG = """\
 a root that data_pipelines.prepare made is checked too: its shards against the manifest (with --decode=none by size only)
 
 exit code: 0 clean (known leaks and defects of the published files are notes), 1 usable with gaps, 2 not usable
 
---json prints {"root", "exit_code", "datasets": {NAME: report}}; the keys of a report:
+--json prints {"root", "exit_code", "datasets": {NAME: report}, "absent": [NAME]}, absent: not found by --dataset=all, so
+not checked; the keys of a report:
   dataset title root folder official toybox exit_code verdict decode seconds clips
   splits    {split: {rows, official_rows, clips, usable, missing, broken, decoded}}
   layout    {how clips are stored: clips}
@@ -105,7 +106,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     epilog=EPILOG,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("--dataset", required=True, choices=(*DATASETS, "all"), help="all: each one found below the root")
+  parser.add_argument(
+    "--dataset", required=True, choices=(*DATASETS, "all"), help="all: each one found below the root, the others are named"
+  )
   parser.add_argument("--root", required=True, type=Path, help="data root, or the dataset's own folder")
   parser.add_argument(
     "--decode",
@@ -132,6 +135,7 @@ def main(arguments: list[str] | None = None) -> int:
   if not keys:
     folders = ", ".join(dict.fromkeys(reader.folders[0] for reader in DATASETS.values()))
     return _refuse(f"{root}: no benchmark found; expected one of the folders {folders} with label files", root, options.json)
+  absent = [key for key in DATASETS if key not in keys] if options.dataset == "all" else []
   settings = {"decode": options.decode, "labels_only": options.labels_only, "workers": options.workers}
   reports = {}
   for key in keys:
@@ -145,11 +149,11 @@ def main(arguments: list[str] | None = None) -> int:
       print(report.as_text(reports[key]), end="\n\n" if key != keys[-1] else "\n", flush=True)
   code = max(found.exit_code for found in reports.values())
   if options.json:
-    print(
-      json.dumps({"root": str(root), "exit_code": code, "datasets": {k: r.as_json() for k, r in reports.items()}}, indent=1)
-    )
-  elif len(keys) > 1:
-    print("\n" + "\n".join(f"{key}: {found.verdict}" for key, found in reports.items()))
+    found = {"root": str(root), "exit_code": code, "datasets": {k: r.as_json() for k, r in reports.items()}, "absent": absent}
+    print(json.dumps(found, indent=1))
+  elif options.dataset == "all":
+    missing = [f"not found below {printable(root)}, so not checked: {', '.join(absent)}"] if absent else []
+    print("\n" + "\n".join([*missing, *(f"{key}: {found.verdict}" for key, found in reports.items())]))
   return code
 
 

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from data_pipelines import ave, avsbench, llp
+from data_pipelines import ave, avsbench, llp, tuxpaint
 from data_pipelines.schema import QUESTION_TYPES
 from data_pipelines.tables import read_lines
 
@@ -57,7 +57,8 @@ class Facts:
     optional: names of label files that help but can be spared.
     media: what the media look like, for who has none.
     unused: name of an entry in the folder -> why it is not read.
-    duration_s: length of a clip; wave_samples: length of its `.npy`, at 32 kHz.
+    duration_s: length of a clip, None where any will do; wave_samples: length of its `.npy`, at 32 kHz.
+    unprepared: why data_pipelines.prepare is not needed, "" if it is.
     labels_from: where to fetch the label files; media_from: and the media.
   """
 
@@ -66,7 +67,7 @@ class Facts:
   class_names: tuple[str, ...]
   labels: tuple[tuple[str, ...], ...]
   media: str
-  duration_s: float
+  duration_s: float | None
   wave_samples: int
   labels_from: str
   media_from: str
@@ -76,6 +77,7 @@ class Facts:
   defects: Mapping[str, int] = dataclasses.field(default_factory=dict)
   optional: tuple[str, ...] = ()
   unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  unprepared: str = ""
 
 
 # fmt: off
@@ -212,6 +214,21 @@ MUSIC_AVQA = Facts(
   unused={"ques_vocab.txt": "not needed: the words are built in", "ans_vocab.txt": "not needed: the answers are built in"},
 )
 
+_STAMPS_FROM = f"get the stamps, then name DIR as --root: {tuxpaint.GET} DIR"
+TUX21 = Facts(
+  title="Tux-21",
+  splits={"train": (SplitFacts(265, 265, 0),), "test": (SplitFacts(97, 97, 0),)},  # of seed 0
+  class_names=(),  # its classes are its folders: see `checks.stamps`
+  labels=(),
+  media="<class>/<name>.png, beside it <name>.txt and <name>_desc_<language>.ogg",
+  duration_s=None,
+  wave_samples=0,
+  labels_from=_STAMPS_FROM,
+  media_from=_STAMPS_FROM,
+  unused={"symbols": "not used: letters, digits and signs are left out"},
+  unprepared="its pictures and sounds are few and small, train on them as they are",
+)
+
 # Dataset of data_pipelines.DATASETS -> what is known of it.
 FACTS: dict[str, Facts] = {
   "ave": AVE,
@@ -219,6 +236,7 @@ FACTS: dict[str, Facts] = {
   "avsbench": AVSBENCH,
   "avsbench_ms3": AVSBENCH_MS3,
   "music_avqa": MUSIC_AVQA,
+  "tux21": TUX21,
 }
 
 

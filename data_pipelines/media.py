@@ -21,7 +21,7 @@ from data_pipelines.schema import AGAIN, Media, MediaError, brief
 SLACK_S = 1.0
 # Endings of the files that are read, in small letters; `present` finds the same in capitals.
 VIDEO, WAVES, PICTURES = ".mp4", (".npy", ".wav"), (".jpg", ".jpeg", ".png")
-ENDINGS = (VIDEO, *WAVES, *PICTURES)
+ENDINGS = (VIDEO, *WAVES, *PICTURES, ".ogg")  # ogg: Tux Paint's spoken captions
 # What FFmpeg may take a file for, whatever its name says: no playlists, which open the files and addresses that they name.
 FORMATS = "mov,mp4,matroska,webm,avi,mpegts,mpeg,flv,asf,wav,w64,aiff,au,caf,flac,ogg,mp3,aac,amr"
 

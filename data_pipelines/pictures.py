@@ -23,6 +23,17 @@ def read_image(path: Path | BinaryIO, media: Media) -> np.ndarray:
     return transforms.resize_image(image, media.image_size, crop=media.crop)
 
 
+def read_on_white(path: Path | BinaryIO, media: Media) -> np.ndarray:
+  """Picture cut out on a transparent ground -> uint8 [H, W, 3]: in the middle of a white square, bicubic; raises MediaError."""
+  with opened(path) as image:
+    width, height = image.size
+    side = max(width, height)
+    limits.check_media(path, "pixels", side * side, f"is {width} x {height}, which on a square needs")
+    square = Image.new("RGBA", (side, side), "white")
+    square.alpha_composite(image.convert("RGBA"), ((side - width) // 2, (side - height) // 2))
+    return transforms.resize_image(square, media.image_size)
+
+
 def read_mask(path: Path | BinaryIO, media: Media) -> np.ndarray:
   """Mask png (1-bit, palette, grey, colour) -> uint8 [H, W] in {0, 1}, nearest pixel; raises MediaError."""
   with opened(path) as image:

@@ -24,6 +24,7 @@ from data_pipelines import DATASETS, records
 from data_pipelines.base import Dataset
 from data_pipelines.check import check
 from data_pipelines.encode import Encoding
+from data_pipelines.known import FACTS
 from data_pipelines.prepare_folder import copy_labels, describe, keep_settings, label_files, locked, sweep
 from data_pipelines.prepare_suspects import forget
 from data_pipelines.prepare_workers import Setup, make_shards, sizes, with_killers
@@ -95,6 +96,8 @@ def prepare(name: str, root: Path, out: Path, encoding: Encoding, clips_per_shar
 def _open(name: str, root: Path, out: Path) -> Dataset:
   if name not in DATASETS:
     raise DataError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
+  if words := FACTS[name].unprepared:
+    raise DataError(f"{name} needs no preparation: {words}")
   dataset = DATASETS[name](root)
   if (out / dataset.folders[0]).resolve().is_relative_to(dataset.root.resolve()):
     raise DataError(f"{out}: lies in the raw data; --out must name another folder")

@@ -1,6 +1,7 @@
 """What the data side agrees on: errors, media settings, annotation rows, split names, question types."""
 
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -105,6 +106,11 @@ def order_splits(names: Iterable[str]) -> tuple[str, ...]:
   """The names without repetition, known splits first in the order of SPLITS, others sorted after them."""
   found = set(names)
   return tuple(s for s in SPLITS if s in found) + tuple(sorted(found - set(SPLITS)))
+
+
+def shuffled(seed: int, texts: Iterable[str]) -> list[str]:
+  """Texts in the order of the sha256 of `SEED:TEXT`, the same on every machine."""
+  return sorted(texts, key=lambda text: hashlib.sha256(f"{seed}:{text}".encode()).digest())
 
 
 def index_of(names: tuple[str, ...]) -> Mapping[str, int]:

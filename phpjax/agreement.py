@@ -15,6 +15,8 @@ from typing import Any
 
 import jax
 
+from phpjax import signals
+
 LOOK_EVERY_S = 0.5
 GRACE_S = 3.0  # for the others to hear of a failure, and for a process that fails by itself to say so itself
 SETTLE_S = 60.0  # for all processes to answer a request to stop
@@ -109,4 +111,5 @@ class Agreement:
     time.sleep(GRACE_S / 2)  # if this one failed too, it says so itself
     if not self._finished.is_set():
       print(f"error: {self._name} ends: {said}", file=sys.stderr, flush=True)
+      signals.clean_up()
       os._exit(int(code))

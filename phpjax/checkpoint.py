@@ -22,8 +22,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from phpjax import manifest
-from phpjax.errors import UserError
+from phpjax import files, manifest
+from phpjax.errors import UserError, writing
 
 Tree = dict[str, Any]
 VERSION = 2
@@ -52,7 +52,8 @@ class Checkpoints:
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
     self._rotation = _Rotation(keep, {step: _needs(self.folder / str(step)) for step in steps_of(self.folder)})
     options = ocp.CheckpointManagerOptions(preservation_policy=self._rotation, cleanup_tmp_directories=True, create=True)
-    self._manager = ocp.CheckpointManager(self.folder, options=options)
+    with writing(self.folder):
+      self._manager = ocp.CheckpointManager(self.folder, options=options)
     self._sealing: threading.Thread | None = None
     self._failed: Exception | None = None
     self._broken = False  # orbax cannot go on after a write that failed: its event loop is closed
@@ -88,6 +89,7 @@ class Checkpoints:
       self._manager.wait_until_finished()
       if jax.process_index() == 0:
         manifest.write(self.folder / str(step))
+        files.sync_folder(self.folder)
     except Exception as error:  # as in `save`; told by `wait`
       self._failed, self._broken = error, True
 

@@ -32,7 +32,7 @@ def problems(config: ConfigDict) -> list[str]:
 def _choices(config: ConfigDict) -> Iterator[str]:
   """Fields that take one of a few words, and the list of tasks."""
   for field, value, choices in (
-    ("task_id", config.task_id, ("given",)),
+    ("task_id", config.task_id, ("given", "inferred")),
     ("on_nonfinite", config.on_nonfinite, ("stop", "skip")),
     ("encoder_dtype", config.encoder_dtype, backend.ENCODER_DTYPES),
     ("compile_effort", config.compile_effort, (0, 1, 2, 3)),
@@ -44,7 +44,7 @@ def _choices(config: ConfigDict) -> Iterator[str]:
     if value not in choices:
       yield f"{field}={value!r} is not one of {', '.join(map(repr, choices))}"
   if unknown := [name for name in config.tasks if name not in BENCHMARKS]:
-    yield f"unknown tasks {', '.join(unknown)}; known: {', '.join(BENCHMARKS)}"
+    yield f"unknown tasks {', '.join(unknown)}; known: {', '.join(BENCHMARKS.known())}"
   if fixed := [name for name in config.data.mirrored if name not in BENCHMARKS or not BENCHMARKS[name].mirrored]:
     can = ", ".join(name for name, benchmark in BENCHMARKS.items() if benchmark.mirrored)
     yield f"data.mirrored: {', '.join(fixed)} cannot be mirrored, only {can}"
@@ -66,6 +66,8 @@ def _numbers(config: ConfigDict) -> Iterator[str]:
     ("data.questions_per_clip", config.data.questions_per_clip, 1),
     ("data.cache_gb", config.data.cache_gb, 0),
     ("data.toybox_seed", config.data.toybox_seed, 0),
+    ("data.num_class_tasks", config.data.get("num_class_tasks", 1), 1),
+    ("data.class_seed", config.data.get("class_seed", 0), 0),
     ("opt.reference_batch_size", config.opt.reference_batch_size, 1),
   ):
     if value < least:
@@ -123,7 +125,7 @@ def _data(config: ConfigDict) -> Iterator[str]:
     return
   for name in (n for n in config.tasks if n in BENCHMARKS):
     try:
-      BENCHMARKS[name].dataset(experiment.data_root(config))
+      BENCHMARKS[name].open(experiment.data_root(config), config.data)
     except DataError as error:
       yield str(error)
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
+import shutil
 import zlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import DATASETS, DataError, Dataset, Media
 from data_pipelines.toybox import compose
-from phpjax import backend
+from phpjax import backend, routing, signals
 from phpjax.benchmarks import BENCHMARKS, TaskInfo
 from phpjax.encoders import ENCODERS, pretrained
 from phpjax.errors import UserError
@@ -93,6 +96,8 @@ class Experiment:
     tree = self._make(fresh, self.key("prompts", name), self.key("head", name), previous, abstract=abstract)
     params = {**params, "tasks": {**params["tasks"], name: tree}}
     fresh_state = {"head": task.init_state(), "method": self.method.init_task_state(task)}
+    if self.config.task_id == "inferred":  # filled when the task is learned
+      fresh_state["centroids"] = np.zeros((routing.NUM_CENTROIDS, routing.width(self.encoders)), np.float32)
     return params, {**state, "tasks": {**state["tasks"], name: fresh_state}}
 
 
@@ -103,14 +108,17 @@ def data_root(config: ConfigDict, progress: Any = None) -> pathlib.Path:
   sizes, seed = compose.SIZES[config.data.toybox], config.data.toybox_seed
   # The version stands in the name: another checkout must not replace the clips under a running job.
   cached = f"~/.cache/phpjax/toybox-{config.data.toybox}-{seed}-{compose.version()[:8]}"
-  return compose.compose(pathlib.Path(config.data.root or cached).expanduser(), seed=seed, sizes=sizes, progress=progress)
+  root = pathlib.Path(config.data.root or cached).expanduser()
+  partial = root.absolute().with_name(f".{root.name}.partial-{os.getpid()}")  # as `compose` names it, hundreds of megabytes
+  with signals.at_end(lambda: shutil.rmtree(partial, ignore_errors=True)):
+    return compose.compose(root, seed=seed, sizes=sizes, progress=progress)
 
 
 def open_datasets(config: ConfigDict, progress: Any = None) -> dict[str, Dataset]:
   """{task name: Dataset}; raises UserError."""
   try:
     root = data_root(config, progress)
-    return {name: BENCHMARKS[name].dataset(root) for name in config.tasks}
+    return {name: BENCHMARKS[name].open(root, config.data) for name in config.tasks}
   except (DataError, OSError) as error:
     raise UserError(str(error)) from error
 
@@ -203,6 +211,7 @@ def listing() -> str:
     *(f"  {name:16s}{first(cls)}" for name, cls in METHODS.items()),
     "tasks:",
     *(f"  {name:16s}{first(benchmark.task)} [dataset {data[benchmark.dataset]}]" for name, benchmark in BENCHMARKS.items()),
+    *(f"  {name + '_N':16s}{first(family)} [dataset {data[family.whole]}]" for name, family in BENCHMARKS.families.items()),
     "encoders:",
     *(f"  {name:16s}{first(cls)}" for name, (cls, _) in ENCODERS.items()),
     "datasets:",

@@ -24,6 +24,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from phpjax.errors import writing
+
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW = (
   "#0072B2",
   "#E69F00",
@@ -291,6 +293,22 @@ def avqa_examples(examples: Sequence[Example], path: Path) -> pathlib.Path:
   return save(figure, path)
 
 
+def class_examples(examples: Sequence[Example], path: Path) -> pathlib.Path:
+  """Class-incremental tasks: three frames of each clip, its true class, and what was said where that is wrong.
+
+  Args:
+    examples: each {"id": str, "visual": uint8 [T, H, W, 3], "truth": str, "prediction": str}.
+    path: the png to write.
+  """
+  figure = Figure(figsize=(6.5, 2.2 * len(examples)), layout="constrained")
+  for axis, example in zip(figure.subplots(len(examples), 1, squeeze=False)[:, 0], examples, strict=True):
+    visual, right = example["visual"], example["prediction"] == example["truth"]
+    frames(axis, visual[np.unique(np.linspace(0, len(visual) - 1, 3).round().astype(int))], example["id"])
+    said = "found" if right else f"said: {example['prediction']}"
+    axis.set_xlabel(f"{example['truth']}  ({said})", fontsize=9, color=INK if right else VERMILION, parse_math=False)
+  return save(figure, path)
+
+
 def frames(axis: Axes, visual: np.ndarray, title: str) -> None:
   """Shows the frames uint8 [T, H, W, 3] side by side, a white line between them, one unit of x each."""
   visual = np.asarray(visual)
@@ -343,7 +361,9 @@ def bare(axis: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> pathlib.Path:
+  """Writes a figure -> its path; raises UserError when it cannot be written."""
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=DPI, facecolor="white")
+  with writing(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, facecolor="white")
   return path

@@ -91,11 +91,11 @@ class JointRun(Run):
       return super().parts(name)
     used = {key for task in self.experiment.tasks.values() for key in self.experiment.method.uses(task)}
     trainable, frozen = partition.split(self.params, self.names[0], used)
-    return self.together.join(trainable, self.params["tasks"], ("prompts", "head")), frozen
+    return self.together.join(trainable, self.params["tasks"]), frozen
 
   def state_of(self, name: str) -> Tree:
     """What a task reads of the state, or all as one."""
-    return super().state_of(name) if name != STAGE else self.together.join(self.state, self.state["tasks"], ("head", "method"))
+    return super().state_of(name) if name != STAGE else self.together.join(self.state, self.state["tasks"])
 
   def train_inputs(self, name: str) -> tuple[Tree, Tree | None, Tree]:
     """(frozen, past, constants) of a training step."""

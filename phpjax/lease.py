@@ -13,6 +13,7 @@ on which the file of the lease and a file touched now are both stamped.
   lease of another host (or no locks)  refused at its next beat; taken when it is STALE_S seconds old
 
 A run that was suspended so long that another one took its lease finds that out at its own next beat, and before a checkpoint.
+A lease that is gone (someone cleaned the folder) is written anew, unless another run may have come and gone since.
 """
 
 from __future__ import annotations
@@ -32,12 +33,14 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from phpjax import signals
 from phpjax.errors import UserError
 
 LOCK, LEASE = "run.lock", "run.lease.json"
 BEAT_S = 5.0
 STALE_S = 60.0
 GRACE_S = 2.0  # a killed process may hold its lock while it is being taken apart
+RETRY_S = 5.0  # a read that fails may be a file server's hiccup
 SETTLE_S = 1.0  # two that take a stale lease at the same time: after it both see whose it is
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
@@ -57,19 +60,20 @@ def held(folder: pathlib.Path | None) -> Iterator[Lease | None]:
     return
   made = [path for path in (folder, *folder.parents) if not path.exists()]
   lease = Lease(folder)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    lease.acquire()
-  except OSError as error:
-    lease.close()
-    raise UserError(f"cannot write to --workdir={folder}: {error}") from error
-  try:
-    yield lease
-  finally:
-    lease.release()
-    for path in made:  # a run that was refused leaves nothing
-      if path.is_dir() and not any(path.iterdir()):
-        path.rmdir()
+  with signals.at_end(lease.release):
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      lease.acquire()
+    except OSError as error:
+      lease.close()
+      raise UserError(f"cannot write to --workdir={folder}: {error}") from error
+    try:
+      yield lease
+    finally:
+      lease.release()
+      for path in made:  # a run that was refused leaves nothing
+        if path.is_dir() and not any(path.iterdir()):
+          path.rmdir()
 
 
 class Lease:
@@ -83,9 +87,9 @@ class Lease:
     self.folder, self.lost = folder, False
     self._lock, self._lease = folder / LOCK, folder / LEASE
     self._descriptor: int | None = None
-    self._beats = 0
+    self._beats, self._renewed = 0, 0.0
     self._me = {"run": uuid.uuid4().hex, "host": platform.node(), "pid": os.getpid(), "machine": machine(), "since": now_utc()}
-    self._ended, self._thread = threading.Event(), None
+    self._ended, self._thread, self._looking = threading.Event(), None, threading.Lock()
 
   def acquire(self) -> None:
     """Takes the workdir, after a wait where another host's run may be alive; raises UserError when it is."""
@@ -103,21 +107,30 @@ class Lease:
     if self.lost:
       raise LeaseLost(
         f"--workdir={self.folder} was taken over{_by(self._read()[1])}, because this run gave no sign of life for "
-        f"{STALE_S:g} s (suspended?), or {LEASE} was removed; it stops here and writes nothing more"
+        f"{STALE_S:g} s (suspended?) or {LEASE} was removed; it stops here and writes nothing more"
       )
 
   def confirm(self) -> None:
-    """Reads the lease and raises LeaseLost when it is another run's by now: before anything is written that others read."""
-    try:
-      self.lost = self.lost or not self._is_mine()
-    except OSError as error:
-      raise UserError(f"cannot read {self._lease} ({error}), so nothing more is written: run the same command again") from error
-    self.check()
+    """Reads the lease and raises LeaseLost when it is another run's by now: before anything is written that others read.
+
+    Raises UserError when it cannot be read for RETRY_S seconds.
+    """
+    give_up = time.monotonic() + RETRY_S
+    while True:
+      try:
+        self.lost = self.lost or not self._keep_mine()
+        return self.check()
+      except OSError as error:
+        if time.monotonic() >= give_up:
+          raise UserError(
+            f"cannot read {self._lease} ({error}), so nothing more is saved: run the same command again"
+          ) from error
+      time.sleep(0.2)
 
   def release(self) -> None:
-    """Ends the heartbeat and removes both files, unless they are another run's by now."""
+    """Ends the heartbeat and removes both files, unless they are another run's by now; any thread may call it, at any time."""
     self._ended.set()
-    if self._thread is not None:
+    if self._thread is not None and self._thread.is_alive():
       self._thread.join()
     try:
       if self._is_mine():
@@ -217,6 +230,7 @@ class Lease:
       return False
     with os.fdopen(descriptor, "wb") as file:
       file.write(self._content())
+    self._renewed = _clock()
     return True
 
   def _write(self) -> None:
@@ -227,6 +241,7 @@ class Lease:
       os.replace(temporary, self._lease)
     finally:
       temporary.unlink(missing_ok=True)
+    self._renewed = _clock()
 
   def _content(self) -> bytes:
     self._beats += 1
@@ -246,12 +261,35 @@ class Lease:
   def _is_mine(self) -> bool:
     return self._read()[1].get("run") == self._me["run"]
 
+  def _keep_mine(self) -> bool:
+    """Whether the lease is this run's; one that is gone is written anew. Raises OSError when it cannot be read."""
+    with self._looking:
+      seen, holder = self._read()
+      if seen is None:
+        return self._write_anew()
+    if not holder:
+      raise OSError(errno.EIO, "it says nothing")
+    return holder.get("run") == self._me["run"]
+
+  def _write_anew(self) -> bool:
+    """Takes the place of our own lease, which is gone; False when another run has it, or may have had it.
+
+    The lock comes first: it may be gone with the lease, and whoever locks a new one takes ours for that of a dead run.
+    """
+    if self._ended.is_set() or _clock() - self._renewed > STALE_S:
+      return False
+    locked = self._descriptor is not None and _is_file(self._descriptor, self._lock)
+    if (not locked and self._take_lock() is False) or not self._create():
+      return False
+    _tell(f"warning: {self._lease} was gone and is written anew: leave it there while the run is at work")
+    return True
+
   def _keep(self) -> None:
     """The heartbeat, a thread."""
     warned = False
     while not self._ended.wait(BEAT_S) and not self.lost:
       try:
-        if not self._is_mine():
+        if not self._keep_mine():
           self.lost = True
         elif not self._ended.is_set():
           self._write()
@@ -271,6 +309,11 @@ def machine() -> str:
   """This host since it was started, within which a lock is always seen; the host's name where it does not say more."""
   boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
   return f"{platform.node()} {boot.read_text().strip() if boot.is_file() else ''}".strip()
+
+
+def _clock() -> float:
+  """Seconds, those included in which the machine slept."""
+  return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def now_utc() -> str:

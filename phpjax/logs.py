@@ -9,7 +9,9 @@ import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
-from tensorboardX import SummaryWriter
+from phpjax import files
+from phpjax.errors import writing
+from phpjax.events import Events
 
 FILE = "metrics.jsonl"
 FOLDER = "tensorboard"
@@ -18,8 +20,9 @@ FOLDER = "tensorboard"
 class MetricsLog:
   """Appends one line per logged step, and forgets the lines that a resumed run is about to write again.
 
-  `step` counts the optimizer steps of the whole run, over all tasks. Every line is flushed, so that a killed
-  run loses none. Numbers that are not finite are written as null (JSON has no NaN).
+  `step` counts the optimizer steps of the whole run, over all tasks. Every line is written at once, so that a killed
+  run loses none. Numbers that are not finite are written as null (JSON has no NaN). All methods raise UserError when
+  metrics.jsonl cannot be written; events for TensorBoard a run can do without.
   """
 
   def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int, primary: bool = True):
@@ -34,12 +37,14 @@ class MetricsLog:
     if not primary:
       return
     workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    _drop_after(workdir / FILE, resume_step)
-    self._file = open(workdir / FILE, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
+    self._path = workdir / FILE
+    with writing(self._path):
+      workdir.mkdir(parents=True, exist_ok=True)
+      _drop_after(self._path, resume_step)
+      # Unbuffered: what a full disk did not take must not come back when the file is closed.
+      self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 (closed by `close`)
     # TensorBoard hides what an earlier, longer run wrote at these steps.
-    purge = {"purge_step": resume_step + 1} if (workdir / FOLDER).exists() else {}
-    self._events = SummaryWriter(str(workdir / FOLDER), **purge)
+    self._events = Events(workdir / FOLDER, purge_step=resume_step + 1 if (workdir / FOLDER).exists() else None)
 
   def step(
     self,
@@ -70,26 +75,31 @@ class MetricsLog:
     numbers = {"loss": loss, "losses": losses, "lr": lr, "examples_per_s": examples_per_s, "data_wait_s": data_wait_s}
     numbers = {name: _number(value) for name, value in numbers.items()}
     line = json.dumps({"step": int(step), "task": task, "epoch": int(epoch), **numbers}, allow_nan=False)
-    self._file.write(line + "\n")
-    self._file.flush()
+    left = f"{line}\n".encode()
+    with writing(self._path):
+      while left:  # a disk that is about to be full takes a part
+        left = left[self._file.write(left) :]
     for name, value in _flat(numbers):
       if value is not None:
-        self._events.add_scalar(f"{task}/{name}", value, step)
+        self._events.scalar(f"{task}/{name}", value, step)
 
   def evaluation(self, step: int, task: str, scores: Mapping[str, float], *, split: str = "test") -> None:
     """Adds the scores of one evaluation to TensorBoard, as SPLIT/TASK/SCORE; results.json has them too."""
     if self._events is None:
       return
     for score, value in scores.items():
-      self._events.add_scalar(f"{split}/{task}/{score}", float(value), step)
+      self._events.scalar(f"{split}/{task}/{score}", float(value), step)
     self._events.flush()
 
   def close(self) -> None:
     """Closes both files; may be called twice."""
-    if self._file is not None:
-      self._file.close()
-      self._events.close()
+    file, events = self._file, self._events
     self._file = self._events = None
+    if events is not None:
+      events.close()
+    if file is not None:
+      with writing(self._path):
+        file.close()
 
   def __enter__(self) -> Self:
     return self
@@ -109,9 +119,7 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
       done = record.get("step") if isinstance(record, dict) else None
       if isinstance(done, int) and done <= step:
         kept.append(line + "\n")
-  whole = path.with_suffix(".jsonl.tmp")
-  whole.write_text("".join(kept), encoding="utf-8")
-  os.replace(whole, path)
+  files.write_whole(path, "".join(kept))
 
 
 def _number(value: Any) -> Any:

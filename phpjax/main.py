@@ -1,7 +1,7 @@
 """Command line: `python -m phpjax.main --config=configs/php_avqa.py:toybox --workdir=DIR`.
 
 Exit codes: 0 done; 1 an error of the program, or of several processes another one was lost; 2 something the user can mend,
-named in one line; 42 stopped by a signal after saving (run the same command again); 75 nothing was finished for
+named in one line; 42 stopped by a signal, all that was done is saved (run the same command again); 75 nothing was finished for
 config.watchdog_minutes: the stacks of all threads are in the workdir and on stderr (run the same command again; 1, after twice
 the time, where even the watchdog could not run).
 
@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from phpjax import checks, cli, compat, distributed, experiment, results, run, sharding, train, workdir
+from phpjax import checks, cli, compat, distributed, experiment, results, run, sharding, signals, train, workdir
 from phpjax.errors import UserError
 
 EXIT_STOPPED = 42
@@ -87,8 +87,13 @@ def connect(config: ConfigDict) -> None:
 
 def run_cli() -> int:
   """Entry point -> exit code."""
-  command = lambda: main(cli.parse_flags(sys.argv, __doc__))
-  return distributed.end_together(lambda: cli.guarded(command, {run.Stopped: EXIT_STOPPED}), good=(0, EXIT_STOPPED))
+  return distributed.end_together(command, good=(0, EXIT_STOPPED))
+
+
+def command() -> int:
+  """The same for one process of several; a signal while there is nothing to save ends them all."""
+  with signals.ending(lambda name: distributed.end_now(EXIT_STOPPED, f"was stopped by {name}: the same command continues")):
+    return cli.guarded(lambda: main(cli.parse_flags(sys.argv, __doc__)), {signals.Stopped: EXIT_STOPPED})
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pathlib
 from typing import Any
+
+from phpjax import files
 
 FILE = "manifest.json"
 
@@ -17,14 +18,9 @@ class DamagedError(ValueError):
 
 def write(folder: pathlib.Path) -> None:
   """Lists a folder's files in its manifest, which appears at once and whole."""
-  files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != FILE}
-  listed = {name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for name, path in files.items()}
-  temporary = folder / f"{FILE}.tmp"
-  with open(temporary, "w") as file:
-    json.dump({"files": listed}, file, indent=1)
-    file.flush()
-    os.fsync(file.fileno())  # a manifest that a power cut emptied would condemn a good step
-  os.replace(temporary, folder / FILE)
+  paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != FILE]
+  listed = {p.relative_to(folder).as_posix(): {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in paths}
+  files.write_whole(folder / FILE, json.dumps({"files": listed}, indent=1))  # an empty one would condemn the step
 
 
 def verify(folder: pathlib.Path, *, but: str = "") -> None:
@@ -45,15 +41,15 @@ def _listed(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
   """{relative name: bytes and sha256}; raises DamagedError for a manifest that is not one of ours."""
   path = folder / FILE
   try:
-    files = json.loads(path.read_text(encoding="utf-8"))["files"]
-    whole = all(isinstance(x["bytes"], int) and isinstance(x["sha256"], str) for x in files.values())
+    listed = json.loads(path.read_text(encoding="utf-8"))["files"]
+    whole = all(isinstance(x["bytes"], int) and isinstance(x["sha256"], str) for x in listed.values())
   except OSError as error:
     raise DamagedError(f"{path} is missing: the step was not finished") from error
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
     raise DamagedError(f"{path} is damaged") from error
-  if not files or not whole or any(_leaves(name) for name in files):
+  if not listed or not whole or any(_leaves(name) for name in listed):
     raise DamagedError(f"{path} is damaged")
-  return files
+  return listed
 
 
 def _leaves(name: str) -> bool:

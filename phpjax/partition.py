@@ -89,6 +89,21 @@ def stack_past(params: Tree, task: str, num_tasks: int) -> Tree | None:
   return {"prompts": jax.tree.map(lambda *x: jnp.stack(x), *others, *padding), "valid": valid}
 
 
+def settled(params: Tree, state: Tree, task: str) -> Tree:
+  """What must not change any more while `task` is learned: the encoders, and other tasks' parameters and state."""
+  others = lambda tree: {name: sub for name, sub in tree["tasks"].items() if name != task}
+  return {"encoders": params["encoders"], "tasks": others(params), "state": {"tasks": others(state)}}
+
+
+def replaced(before: Tree, after: Tree) -> list[str]:
+  """Paths of the leaves that are not the very same arrays in both trees, or only in one of them; nothing is computed."""
+  old, new = (
+    {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    for tree in (before, after)
+  )
+  return [path for path in {**old, **new} if path not in old or path not in new or old[path] is not new[path]]
+
+
 def count(tree: Any) -> int:
   """Number of scalars."""
   return sum(x.size for x in jax.tree.leaves(tree))

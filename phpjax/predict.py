@@ -8,6 +8,7 @@ as the run has learned them.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -24,7 +25,8 @@ from PIL import Image
 
 from data_pipelines import DataError, Media, MediaError, arrays, limits, pictures, transforms
 from data_pipelines import media as media_lib
-from phpjax import checkpoint, cli, experiment, optimizer, partition, sharding, values, workdir
+from phpjax import checkpoint, cli, experiment, optimizer, sharding, values, workdir
+from phpjax.answers import Answers
 from phpjax.benchmarks import BENCHMARKS, TaskInfo
 from phpjax.encoders import unit
 from phpjax.errors import UserError
@@ -154,7 +156,9 @@ class Predictor:
     self.params, self._state = sharding.put_replicated(params, self._mesh), sharding.put_replicated(state, self._mesh)
     self.results, self.folder, self.config, self.media = final, folder, built.config, built.media
     self.tasks = tuple(params["tasks"])
-    self._inputs: dict[str, Tree] = {}
+    constants = functools.cache(lambda name: sharding.put_replicated(built.constants[name], self._mesh))
+    infer = built.config.task_id == "inferred" and self.results is not None  # else a task has no centroids yet
+    self._answers = Answers(built, steps, self._mesh, self.params, self._state, constants, infer)
     self._encode: dict[str, Callable[[Tree, jax.Array], jax.Array]] = {}
 
   def __repr__(self) -> str:
@@ -189,20 +193,12 @@ class Predictor:
     except DataError as error:
       raise UserError(str(error)) from error
     scores = self._scores(task, {**batch, **{k: v[None] for k, v in clip.items()}})
-    return benchmark.prediction.of(scores, info.classes, task=task, video=str(video), visual=clip["visual"], question=question)
+    classes = self._answers.classes(task)
+    return benchmark.prediction.of(scores, classes, task=task, video=str(video), visual=clip["visual"], question=question)
 
   def _scores(self, name: str, batch: Tree) -> Tree:
     """A batch of one clip -> the task's scores without the batch axis, by the very step that evaluates a run."""
-    task = self._experiment.tasks[name]
-    if name not in self._inputs:
-      method = self._experiment.method
-      trainable, frozen = partition.split(self.params, name, method.uses(task))
-      past = partition.stack_past(self.params, name, len(self._experiment.tasks)) if method.needs_past else None
-      state = {"shared": self._state["shared"], "task": self._state["tasks"][name]}
-      constants = sharding.put_replicated(self._experiment.constants[name], self._mesh)
-      self._inputs[name] = (trainable, state, frozen, past, constants)
-    rows = sharding.put_batch(batch, self._mesh, tuple(k for k in task.device_keys if k in batch))
-    return {k: v[0] for k, v in jax.device_get(self._steps.predict(task, *self._inputs[name], rows)).items()}
+    return {k: v[0] for k, v in jax.device_get(self._answers.of(name)(batch)).items()}
 
   def encode_image(self, images: Path | np.ndarray | Sequence[Path | np.ndarray]) -> np.ndarray:
     """Pictures (files, or uint8 [H, W, 3]) -> unit features in the joint space, float32 [E] for one, [N, E] for several."""
@@ -293,7 +289,7 @@ def problems(
   """Everything that is missing or wrong among the arguments of a prediction, before anything is opened."""
   found, d = [], dashes
   if not task:
-    found.append(f"{d}task is missing, one of {', '.join(tasks or BENCHMARKS)}")
+    found.append(f"{d}task is missing, one of {', '.join(tasks or BENCHMARKS.known())}")
   elif tasks and task not in tasks:
     found.append(f"{d}task={task} is not learned here; there are {', '.join(tasks)}")
   if not video:

@@ -252,17 +252,58 @@ class AnswerPrediction(Prediction):
 
   def figure(self) -> Figure:
     """Three frames, and a bar per answer."""
-    figure = Figure(figsize=(10, 2.4), layout="constrained")
-    strip, bars = figure.subplots(1, 2, width_ratios=[1.15, 1])
-    shown = np.unique(np.linspace(0, len(self.visual) - 1, 3).round().astype(int))
-    figures.frames(strip, self.visual[shown], pathlib.Path(self.video).name)
-    for row, (answer, p) in enumerate(self.top):
-      bars.barh(row, p, height=0.62, color=figures.BLUE if row == 0 else "#BBBBBB")
-      bars.text(p + 0.015, row, f"{answer}  {100 * p:.0f} %", va="center", fontsize=9, color=figures.INK, parse_math=False)
-    bars.set(xlim=(0, 1.35), ylim=(len(self.top) - 0.4, -0.6), xticks=[], yticks=[])
-    bars.set_title(self.question, fontsize=9, loc="left", color=figures.INK, parse_math=False, wrap=True)
-    figures.bare(bars)
-    return figure
+    return ranked(self, self.question)
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ClassPrediction(Prediction):
+  """Class-incremental tasks: the class of a clip, among those of all tasks learned so far.
+
+  Attributes:
+    top: the five most probable (class, probability), best first.
+  """
+
+  top: tuple[tuple[str, float], ...]
+
+  @classmethod
+  def of(cls, scores: Tree, classes: tuple[str, ...], *, question: str | None = None, **clip: Any) -> ClassPrediction:
+    """From scores [K, C] of K tasks, -inf where one does not count; `classes` are those of all of them, task after task."""
+    share = softmax(scores["scores"].reshape(-1))
+    best = [i for i in np.argsort(-share, kind="stable")[:TOP] if share[i] > 0]
+    return cls(**clip, top=tuple((classes[i], _number(share[i])) for i in best))
+
+  @property
+  def label(self) -> str:
+    """The most probable class."""
+    return self.top[0][0]
+
+  def to_dict(self) -> Tree:
+    """The class and the most probable ones."""
+    top = [{"class": name, "probability": p} for name, p in self.top]
+    return {"task": self.task, "video": self.video, "class": self.label, "top": top}
+
+  def lines(self) -> list[str]:
+    """A line per class."""
+    return [f"{p:.2f}  {name}" for name, p in self.top]
+
+  def figure(self) -> Figure:
+    """Three frames, and a bar per class."""
+    return ranked(self, "class")
+
+
+def ranked(prediction: AnswerPrediction | ClassPrediction, title: str) -> Figure:
+  """Three frames of the clip, and a bar for each of its `top`."""
+  figure = Figure(figsize=(10, 2.4), layout="constrained")
+  strip, bars = figure.subplots(1, 2, width_ratios=[1.15, 1])
+  shown = np.unique(np.linspace(0, len(prediction.visual) - 1, 3).round().astype(int))
+  figures.frames(strip, prediction.visual[shown], pathlib.Path(prediction.video).name)
+  for row, (answer, p) in enumerate(prediction.top):
+    bars.barh(row, p, height=0.62, color=figures.BLUE if row == 0 else "#BBBBBB")
+    bars.text(p + 0.015, row, f"{answer}  {100 * p:.0f} %", va="center", fontsize=9, color=figures.INK, parse_math=False)
+  bars.set(xlim=(0, 1.35), ylim=(len(prediction.top) - 0.4, -0.6), xticks=[], yticks=[])
+  bars.set_title(title, fontsize=9, loc="left", color=figures.INK, parse_math=False, wrap=True)
+  figures.bare(bars)
+  return figure
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,9 @@ from data_pipelines import DataError, loader
 from data_pipelines.views import Picked
 from phpjax import distributed, figures, partition, workdir
 from phpjax.benchmarks import BENCHMARKS
+from phpjax.errors import UserError
 from phpjax.metrics import continual, rows
+from phpjax.signals import Stopped
 
 Tree = dict[str, Any]
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "av")
@@ -54,6 +56,7 @@ def assemble(run: Any) -> Tree:
     "tasks": names,
     "metric": {name: BENCHMARKS[name].main for name in names},
     "matrix": history["matrix"],
+    **inferred(history["per_task"], names, matrix_split),
     "unseen": history["unseen"],
     **{k: summary[k] for k in ("mean_accuracy", "forgetting", "bwt")},
     "summary": summary,
@@ -73,6 +76,23 @@ def assemble(run: Any) -> Tree:
     "versions": versions(),
     "compat": config.method.compat,
     "task_id": config.task_id,
+  }
+
+
+def inferred(per_task: Sequence[Tree], names: Sequence[str], split: str) -> Tree:
+  """Where tasks were inferred: {"routing", "oracle"}, matrices as `matrix`: the share of clips whose task was found, and the
+  scores if the task were given."""
+  rows = {(row["after"], row["task"]): row["scores"] for row in per_task if row["split"] == split}
+  if not any("routing_accuracy" in scores for scores in rows.values()):
+    return {}
+
+  def matrix(pick: Callable[[Tree, str], float]) -> list[list[float | None]]:
+    return [[pick(rows[after, name], name) if (after, name) in rows else None for name in names] for after in names]
+
+  main = {name: BENCHMARKS[name].main for name in names}
+  return {
+    "routing": matrix(lambda scores, name: scores.get("routing_accuracy", 1.0)),  # one task is no choice
+    "oracle": matrix(lambda scores, name: scores.get(f"oracle_{main[name]}", scores[main[name]])),
   }
 
 
@@ -104,9 +124,11 @@ def statement(run: Any, name: str, split: str, scores: dict[str, float], scored:
   }  # fmt: skip
   trivial = trivial_of(run, name)[split]
   pairs = ((key, 100 * scores[key], 100 * trivial["scores"][key]) for key in benchmark.shown(protocol))
+  more = {key: 100 * value for key, value in scores.items() if key == "routing_accuracy" or key.startswith("oracle_")}
   return (
     f"{name} {split}: "
     + ", ".join(f"{key} {ours:.1f} (trivial {theirs:.1f})" for key, ours, theirs in pairs)
+    + "".join(f", {key} {value:.1f}" for key, value in more.items())
     + f" percent; {scored} of {len(records)} rows scored, {clips - left_out} of {clips} clips read; "
     + f"trivial predictor: {trivial['name']}; protocol: {told}"
   )
@@ -125,6 +147,8 @@ def decoded_labels(run: Any, name: str, split: str) -> Iterator[Tree]:
   """Labels that are media, such as masks."""
   keys = BENCHMARKS[name].label_keys
   for batch in read(run, Picked(run.source(name, split), keys), f"{name} {split} (trivial predictor)"):
+    if run.should_stop():
+      raise Stopped
     yield from ({k: batch[k][i] for k in keys} for i in np.flatnonzero(batch["mask"]))
 
 
@@ -150,7 +174,8 @@ def open_all(run: Any, name: str, split: str) -> None:
   source = run.source(name, split).rows
   if source.on_bad_clip == "skip" and (unopened := source.unopened()):
     for _ in read(run, Picked(source, (), unopened), f"{name} {split} (search for bad clips)"):
-      pass
+      if run.stop:  # which several processes agree upon elsewhere: each has other clips to open here
+        raise Stopped
 
 
 def read(run: Any, source: loader.RandomAccess, title: str) -> Iterator[Tree]:
@@ -243,7 +268,8 @@ def peak_memory_bytes() -> int:
 def draw(run: Any, final: Tree) -> None:
   """figures/*.png: the matrix, the curves, and examples of every task under the final parameters.
 
-  What goes wrong with a figure is told in one line: a run of hours must not lose its results to a picture.
+  What goes wrong with a figure is told in one line: a run of hours must not lose its results to a picture. Raises UserError
+  when one cannot be written.
   """
   drawings: dict[str, Callable[[pathlib.Path], Any]] = {
     "accuracy_matrix": lambda path: distributed.is_primary() and figures.accuracy_matrix(final, path),
@@ -253,6 +279,8 @@ def draw(run: Any, final: Tree) -> None:
   for name, make in drawings.items():
     try:  # every process: examples are predicted by all of them
       make(run.folder / "figures" / f"{name}.png")
+    except UserError:  # a full disk, say; all is saved, and the same command draws them
+      raise
     except Exception as error:
       run.progress.note(f"figure {name} is not drawn: {type(error).__name__}: {' '.join(str(error).split())}")
 

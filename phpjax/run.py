@@ -30,9 +30,11 @@ from phpjax import (
   optimizer,
   partition,
   sharding,
+  signals,
   watchdog,
   workdir,
 )
+from phpjax.answers import Answers
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
@@ -41,10 +43,6 @@ from phpjax.steps import Live, Old, Steps
 
 Tree = dict[str, Any]
 HISTORY = ("matrix", "unseen", "per_task", "drift")  # of results.json, a row or more for each task
-
-
-class Stopped(Exception):
-  """A signal asked to stop; everything is saved."""
 
 
 @dataclasses.dataclass
@@ -213,18 +211,14 @@ class Run:
       self.cached_constants[name] = sharding.put_replicated(self.experiment.constants[name], self.mesh)
     return self.cached_constants[name]
 
-  def predictor(self, name: str) -> Callable[[Tree], Tree]:
-    """batch -> the scores of this process's rows, with the task's stored prompts and the shared parameters of now."""
-    task, (trainable, frozen) = self.experiment.tasks[name], self.parts(name)
-    state = self.state_of(name)
-    keys = tuple(k for k in task.device_keys if not k.startswith("label"))
-    inputs = (self.past(name), self.constants(name))
+  def predictor(self, name: str, *, infer: bool = True) -> Callable[[Tree], Tree]:
+    """batch -> the scores of this process's rows as all that is learned so far gives them; see `Answers.of`.
 
-    def predict(batch: Tree) -> Tree:
-      rows = sharding.put_batch(batch, self.mesh, keys)
-      return sharding.local_rows(self.steps.predict(task, trainable, state, frozen, *inputs, rows), self.mesh)
-
-    return predict
+    infer: False gives the task even where the config says that it is inferred.
+    """
+    infer = infer and self.config.task_id == "inferred"
+    learned = Answers(self.experiment, self.steps, self.mesh, self.params, self.state, self.constants, infer)
+    return learned.of(name)
 
   def features(self, name: str, prompted: bool) -> Iterator[tuple[Tree, Tree]]:
     """({modality: Features}, batch) over a task's training clips in their order, evaluation mode; all rows on every process."""
@@ -288,6 +282,7 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
     lease.held(folder if primary else None) as held,
     watchdog.watching(config.watchdog_minutes, folder) as dog,
     Progress(primary=primary, on_progress=dog.beat) as progress,
+    signals.at_end(progress.close),
   ):
     if folder is not None and (folder / workdir.CONFIG).is_file():
       workdir.claim(folder, config, primary=primary)  # before anything slow
@@ -323,14 +318,23 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
       started=started,
       held=held,
     )
-    try:
+    with closing(run):
       yield run
-    except DataError as error:
-      raise UserError(str(error)) from error
-    finally:
+
+
+@contextlib.contextmanager
+def closing(run: Run) -> Iterator[None]:
+  """Closes what a run writes to, and makes bad data the user's."""
+  try:
+    yield
+  except DataError as error:
+    raise UserError(str(error)) from error
+  finally:
+    try:
       run.log.close()
-      if checkpoints is not None:
-        checkpoints.close()
+    finally:
+      if run.checkpoints is not None:
+        run.checkpoints.close()
 
 
 def return_freed_memory() -> None:
@@ -363,14 +367,15 @@ def begin(run: Run, name: str) -> None:
 
 @contextlib.contextmanager
 def stop_on_signal(run: Run) -> Iterator[None]:
-  """SIGTERM or SIGINT asks the run to save after the current step; a second one stops at once.
+  """SIGTERM or SIGINT asks the run to save after the current step; a second one stops at once. For the time in which there is
+  something to save: see phpjax/signals.py for the rest of it.
 
   With several processes it asks them all, and `Run.should_stop` says which step is the last.
   """
 
   def ask(number: int, frame: Any) -> None:
     del frame
-    for each in (signal.SIGTERM, signal.SIGINT):
+    for each in signals.BOTH:
       signal.signal(each, signal.SIG_DFL)
     if jax.process_count() > 1:
       return distributed.ask_to_stop(signal.Signals(number).name)
@@ -378,7 +383,7 @@ def stop_on_signal(run: Run) -> Iterator[None]:
     run.progress.note(f"{signal.Signals(number).name}: saving after this step; the same command continues")
 
   try:
-    old = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    old = {number: signal.signal(number, ask) for number in signals.BOTH}
   except ValueError:  # not the main thread (a notebook's worker, a test): signals stay with their owner
     old = {}
   try:

@@ -64,6 +64,7 @@ class Steps:
     # Without out_shardings the first step's outputs could lie elsewhere than its inputs: a second compile.
     self.train = jit(self._train, save_memory=method.remat, static_argnums=0, donate_argnums=1, out_shardings=whole)
     self.predict = jit(self._predict, static_argnums=0, out_shardings=rows)
+    self.predict_growing = jit(self._predict_growing, static_argnums=0, out_shardings=rows)
     self.encode = jit(self._encode, static_argnums=(0, 1), out_shardings=rows)
     self.add_squares = jit(self._add_squares, save_memory=method.remat, static_argnums=0, donate_argnums=1, out_shardings=whole)
     self.init_optimizer = jit(self.tx.init, out_shardings=whole)
@@ -192,6 +193,36 @@ class Steps:
     self.traces["predict", task.kind] += 1
     outputs, _, _, _ = self._run(task, trainable, state, frozen, past, constants, batch, rng=None, train=False)
     return task.scores(outputs)
+
+  def _predict_growing(
+    self,
+    task: Any,
+    heads: Tree,
+    counts: jax.Array,
+    trainable: Tree,
+    state: Tree,
+    frozen: Tree,
+    past: Tree | None,
+    constants: Tree,
+    batch: Tree,
+  ) -> Tree:
+    """Evaluation mode, the heads of K tasks side by side: {"scores": [B, K, C]}, -inf for tasks that do not count.
+
+    heads: stacked, [K, ...] each; counts: bool [K].
+    """
+    self.traces["predict", task.kind] += 1
+    features, context, state = model.forward(
+      self.modules, self.method, task, trainable, frozen, state, past, batch, rng=None, train=False
+    )
+    classes = self.method.class_features(self.modules, trainable, frozen, constants)
+
+    def scores(head: Tree) -> jax.Array:
+      own = {**trainable, "task": {**trainable["task"], "head": head}}
+      inputs = (own, frozen, state["task"]["head"], features, context, classes, batch)
+      return task.scores(self.method.predict(task, *inputs, rng=None, train=False)[0])["scores"]
+
+    side_by_side = jnp.moveaxis(jax.vmap(scores)(heads), 0, 1)
+    return {"scores": jnp.where(counts[:, None], side_by_side, -jnp.inf)}
 
   def _encode(
     self, task: Any, prompted: bool, trainable: Tree, state: Tree, frozen: Tree, past: Tree | None, batch: Tree

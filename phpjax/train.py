@@ -15,20 +15,21 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import DataError
-from phpjax import distributed, nonfinite, optimizer, results, resume, sharding, workdir
+from phpjax import distributed, nonfinite, optimizer, partition, results, resume, routing, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.fisher import squared_gradients
 from phpjax.logs import MetricsLog
 from phpjax.methods import TrainingClips
-from phpjax.run import Run, Stopped, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
+from phpjax.run import Run, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
 from phpjax.scoring import choose, evaluate_seen
+from phpjax.signals import Stopped
 
 Tree = dict[str, Any]
 
 
 def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
   """Runs, or continues, the whole sequence; returns results.json's content. Raises UserError and Stopped."""
-  with open_run(config, folder) as run, stop_on_signal(run):
+  with open_run(config, folder) as run:
     found = resume.restore(run)
     if found and run.position.task == len(run.names) and (folder / workdir.RESULTS).is_file():
       run.progress.note(
@@ -38,15 +39,24 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
     workdir.update(folder, run.config, primary=distributed.is_primary())
     run.log = MetricsLog(run.folder, resume_step=run.position.step, primary=distributed.is_primary())
     announce(run, found)
-    for index in range(run.position.task, len(run.names)):
-      if run.names[index] not in run.learned:
-        learn(run, index)
-      with saved_if_stopped(run):
-        evaluate_seen(run, index)
-      run.position = dataclasses.replace(run.position, task=index + 1, epoch=0, batch=0)
-      resume.save(run)
-    run.checkpoints.wait()
+    with stop_on_signal(run):
+      learn_all(run)
     return results.finish(run)
+
+
+def learn_all(run: Run) -> None:
+  """All tasks that are left; when it returns, all of them are saved, on all processes."""
+  for index in range(run.position.task, len(run.names)):
+    if run.names[index] not in run.learned:
+      learn(run, index)
+    with saved_if_stopped(run):
+      evaluate_seen(run, index, on_scored=lambda: resume.save(run))
+    run.position = dataclasses.replace(run.position, task=index + 1, epoch=0, batch=0)
+    resume.save(run)
+  run.checkpoints.wait()
+  if run.should_stop():
+    raise Stopped
+  distributed.wait_for_all()  # process 0 has sealed the last checkpoint: from here on a signal may end them all at once
 
 
 def announce(run: Run, found: bool) -> None:
@@ -88,7 +98,10 @@ def saved_if_stopped(run: Run) -> Iterator[None]:
     yield
   except (DataError, nonfinite.StepRefused, Stopped) as error:
     if isinstance(error, DataError) and jax.process_count() > 1:
-      raise  # the other processes have no such error and would not save with this one
+      raise DataError(  # the other processes have no such error and would not save with this one
+        f"{error}; one of several processes met it, so what came after the newest checkpoint is not saved: the same command "
+        "continues there"
+      ) from error
     resume.save(run)
     run.checkpoints.wait()
     raise
@@ -114,17 +127,37 @@ def learn(run: Run, index: int) -> None:
 
 
 def finish_task(run: Run, name: str) -> None:
-  """The epoch that counts becomes the stage's, the method has its last word, and all of it is written for good."""
+  """The epoch that counts becomes the stage's, the method has its last word, and all of it is written for good.
+
+  Raises RuntimeError, of which nothing is written, when the method has changed what is not a task's own: a programmer's error.
+  """
   if run.best is not None:
     resume.put_best(run)
   run.absorb()
   run.live, run.best = None, None
+  method = run.experiment.method
   for task in run.members(name):
+    before = partition.settled(run.params, run.state, task)
     clips = TrainingClips(functools.partial(run.features, task), functools.partial(squared_gradients, run, task))
-    run.params, state = run.experiment.method.end_task(run.params, run.state, run.experiment.tasks[task], clips)
-    run.state = sharding.put_replicated(state, run.mesh)  # where the steps want it: elsewhere, it would be another compile
+    run.params, run.state = method.end_task(run.params, run.state, run.experiment.tasks[task], clips)
+    if changed := partition.replaced(before, partition.settled(run.params, run.state, task)):
+      raise RuntimeError(
+        f"{type(method).__name__}.end_task, after {task}, replaced what it must leave as it is: {', '.join(changed[:5])}"
+      )
+    remember_looks(run, task)
+  run.state = sharding.put_replicated(run.state, run.mesh)  # where the steps want it: elsewhere, it would be another compile
   run.anchors |= {task: anchor_of(run, task) for task in run.members(name)}
   resume.save(run, learned=run.members(name))
+
+
+def remember_looks(run: Run, name: str) -> None:
+  """Where tasks are inferred: what the clips of this one look like to the frozen encoders."""
+  if "centroids" not in run.state["tasks"][name]:
+    return
+  real = lambda features, batch: routing.vectors(features, len(batch["mask"]))[np.asarray(batch["mask"]) > 0]
+  looks = np.concatenate([real(features, batch) for features, batch in run.features(name, prompted=False)])
+  own = {**run.state["tasks"][name], "centroids": sharding.put_replicated(routing.centroids(looks), run.mesh)}
+  run.state = {**run.state, "tasks": {**run.state["tasks"], name: own}}
 
 
 @dataclasses.dataclass(frozen=True)

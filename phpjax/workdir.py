@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import stat
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from phpjax.errors import UserError
+from phpjax import files
+from phpjax.errors import UserError, writing
 
 MAX_BYTES = 64 << 20
 CONFIG, RESULTS = "config.json", "results.json"
@@ -87,11 +87,9 @@ def update(workdir: pathlib.Path, config: ConfigDict, *, primary: bool = True) -
   path, now = workdir / CONFIG, plain(config)
   if not primary or (path.is_file() and read_json(path) == now):
     return
-  try:
+  with writing(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, now)
-  except OSError as error:
-    raise UserError(f"cannot write to --workdir={workdir}: {error}") from error
+  write_json(path, now)
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -110,7 +108,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes next to the target and renames, so that a reader never sees half a file."""
-  temporary = path.with_name(path.name + ".tmp")
-  temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-  os.replace(temporary, path)
+  """Writes a file that appears at once and whole; raises UserError when it cannot be written."""
+  text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+  with writing(path):
+    files.write_whole(path, text)

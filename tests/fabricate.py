@@ -325,7 +325,59 @@ def music_avqa_pack(data_root: pathlib.Path, *, labels: str, sound: str) -> None
   write_pack(root, list(MUSIC_CLIPS), "frames", sound)
 
 
-MAKERS = {"ave": make_ave, "llp": make_llp, "avsbench": make_avsbench, "avsbench_ms3": make_ms3, "music_avqa": make_music_avqa}
+# -- Tux-21
+
+
+def write_stamp(root: pathlib.Path, clip: str, caption: str, *, languages: tuple[str, ...] = ("fr",), index: int = 0) -> None:
+  """`<clip>.png`, an opaque red left half of 12 x 8 pixels, its caption with one translation, and a second of speech for each
+  language, as ogg and wav by turns; number `index` is greener, and each language of a number higher."""
+  (path := root / f"{clip}.png").parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.zeros((8, 12, 4), np.uint8)
+  pixels[:, :6] = (200, 10 * index, 0, 255)
+  Image.fromarray(pixels).save(path)
+  write_lines(root / f"{clip}.txt", [caption, f"de.utf8=Bild {index}"])
+  for k, language in enumerate(languages):
+    suffix = f"_desc_{language}" if language else "_desc"
+    wave, rate_hz = tones(1, (16000, 22050)[k % 2], (index + k) % 8), (16000, 22050)[k % 2]
+    if (index + k) % 2:
+      write_wav(root / f"{clip}{suffix}.wav", (wave * 32767).astype(np.int16), rate_hz)
+    else:
+      write_ogg(root / f"{clip}{suffix}.ogg", wave, rate_hz)
+
+
+def write_ogg(path: pathlib.Path, samples: np.ndarray, rate_hz: int) -> pathlib.Path:
+  """float32 samples [n] in Ogg, as FLAC: Vorbis has no encoder everywhere."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with av.open(str(path), "w") as container:
+    stream = container.add_stream("flac", rate=rate_hz, layout="mono", format="s16")
+    whole = (samples * 32767).astype(np.int16)
+    for start in range(0, len(whole), 1024):
+      frame = av.AudioFrame.from_ndarray(whole[None, start : start + 1024], format="s16", layout="mono")
+      frame.sample_rate, frame.pts = rate_hz, start
+      container.mux(stream.encode(frame))
+    container.mux(stream.encode())
+  return path
+
+
+TUX_CLASSES = ("animals/fish", "clothes", "town/houses")
+
+
+def make_tux21(root: pathlib.Path, *, classes: tuple[str, ...] = TUX_CLASSES, pictures: int = 8) -> pathlib.Path:
+  """A stamps folder: `pictures` of each class, each spoken of in French."""
+  for name in classes:
+    for i in range(pictures):
+      write_stamp(root, f"{name}/thing{i}", f"A {name} number {i}.", index=i)
+  return root
+
+
+MAKERS = {
+  "ave": make_ave,
+  "llp": make_llp,
+  "avsbench": make_avsbench,
+  "avsbench_ms3": make_ms3,
+  "music_avqa": make_music_avqa,
+  "tux21": make_tux21,
+}
 
 
 def _at(folder: str, make: Callable[..., object], **options: object) -> Callable[[pathlib.Path], object]:
@@ -333,7 +385,8 @@ def _at(folder: str, make: Callable[..., object], **options: object) -> Callable
 
 
 _ARCHIVES = ("MUCIS-AVQA-videos-Real", "MUSIC-AVQA-videos-Synthetic")
-# dataset -> layout -> function that makes it below a data root. "official" is what the others are compared with.
+# dataset -> layout -> function that makes it below a data root. "official" is what the others are compared with. Tux-21 has one
+# layout and no label files: tests/test_tuxpaint.py.
 LAYOUTS: dict[str, dict[str, Callable[[pathlib.Path], object]]] = {
   "ave": {
     "official": _at("AVE_Dataset", make_ave, media="AVE"),

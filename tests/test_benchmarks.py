@@ -49,6 +49,10 @@ def batch_of(name: str, *, mask: float = 1.0) -> tuple[dict, dict]:
     "avvp": (share, {"label": np.ones((B, C), np.float32), **dense}),
     "avs": masks,
     "ms3": masks,
+    "ave_classes_2": (
+      {"scores": rng.normal(size=(B, 3, C)), "place": np.ones(B, int)},
+      {"label": rng.integers(0, C, B)},
+    ),
     "avqa": ({"scores": rng.normal(size=(B, 2, C))}, {**question, **answer}),
   }[name]
   return outputs, {**inputs, **labels}
@@ -58,13 +62,14 @@ def batch_of(name: str, *, mask: float = 1.0) -> tuple[dict, dict]:
 
 
 def test_every_dataset_task_and_metric_is_joined():
-  joined = BENCHMARKS.values()
-  assert {benchmark.dataset for benchmark in joined} == set(DATASETS.values())
+  joined = [*BENCHMARKS.values(), *(BENCHMARKS[f"{family}_1"] for family in BENCHMARKS.families)]
+  read = {getattr(benchmark, "whole", benchmark.dataset) for benchmark in joined}
+  assert read == set(DATASETS.values())
   kinds = {kind for name in tasks.__all__ if issubclass(kind := getattr(tasks, name), tasks.Task)} - {tasks.Task}
   assert {benchmark.task for benchmark in joined} == kinds
   scored = {module for name in metrics.__all__ if hasattr(module := getattr(metrics, name), "MAIN")}
   assert {benchmark.metric for benchmark in joined} == scored
-  assert len({benchmark.figure for benchmark in joined}) == len(BENCHMARKS)
+  assert len({benchmark.figure for benchmark in joined}) == len(joined)
 
 
 @pytest.mark.parametrize("size", base.SIZES)
@@ -114,7 +119,7 @@ class FakeSource:
 # -- scores ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", [*BENCHMARKS, "ave_classes_2"])
 def test_scores_are_those_of_the_real_clips_in_any_batches(name):
   benchmark, (outputs, batch) = BENCHMARKS[name], batch_of(name)
   whole = benchmark.summarise([benchmark.statistics(outputs, batch)])
@@ -134,7 +139,7 @@ def test_a_split_without_a_clip_to_score_is_one_clear_line(name, policy, ending)
   run = types.SimpleNamespace(
     config=types.SimpleNamespace(eval_batch_size=B, data=types.SimpleNamespace(on_bad_clip=policy)),
     num_batches=lambda name, split: 1,
-    predictor=lambda name: lambda batch: outputs,
+    predictor=lambda name, **how: lambda batch: outputs,
     should_stop=lambda: False,
     batches=lambda name, split, **options: iter([batch]),
     progress=types.SimpleNamespace(evaluation=lambda *told: done.append(told)),

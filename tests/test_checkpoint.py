@@ -3,14 +3,13 @@
 import json
 import os
 import pathlib
-import resource
 import shutil
-import signal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from full_disk import files_that_stay_small  # noqa: F401  fixture
 from ml_collections import ConfigDict
 from small import assert_same_bits
 
@@ -293,16 +292,6 @@ def test_other_versions_are_refused_by_name(tmp_path, monkeypatch, version):
 
 
 # -- a disk that is full -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def small_files():
-  """Files larger than 64 KiB cannot be written, as on a full disk."""
-  before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-  limit = lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-  yield lambda: limit(1 << 16)
-  limit(before[0])
-  signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_a_full_disk_is_told_and_costs_no_earlier_step(tmp_path, small_files):

@@ -265,6 +265,21 @@ def test_a_signal_to_one_stops_both_after_the_same_step_and_they_continue(interr
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_signal_to_one_before_training_begins_ends_both_at_once(flags, tmp_path, number):
+  with main(tmp_path / "said", *flags, f"--workdir={tmp_path / 'run'}") as running:
+    running.until(lambda: all("devices, mesh data 2" in running.said(process).err for process in range(2)))
+    os.kill(running.processes[number].pid, signal.SIGTERM)
+    asked = time.monotonic()
+    done = running.wait(60)
+  good(done, 42)
+  assert time.monotonic() - asked < 15 and not any("Traceback" in d.err for d in done)
+  assert "SIGTERM: there is nothing new to save; the same command continues" in done[number].err
+  assert f"ends: process {number} of 2 on" in done[1 - number].err and "was stopped by SIGTERM" in done[1 - number].err
+  assert not [p for p in (tmp_path / "run").rglob("*") if p.name.startswith("run.") or p.name == "metrics.jsonl"]
+
+
+@pytest.mark.slow
 def test_one_process_continues_what_two_began_and_two_what_one_began(interrupted, pair, flags, cli, tmp_path):
   by_one, by_two = tmp_path / "by_one", tmp_path / "by_two"
   shutil.copytree(interrupted[0], by_one)

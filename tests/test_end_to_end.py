@@ -237,6 +237,56 @@ def test_a_full_disk_ends_in_one_line_and_with_space_the_run_goes_on(cli, toybox
   assert comparable(folder) == comparable(finished)
 
 
+DEV_FULL = {
+  "config.json": "config.json.tmp",
+  "metrics.jsonl": "metrics.jsonl.tmp",
+  "results.json": "results.json.tmp",
+  "figures/accuracy_matrix.png": "figures/accuracy_matrix.png",
+}
+FULL_AT_STEP_7 = """
+import os, resource, signal
+from phpjax import logs
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+write, free = logs.MetricsLog.step, resource.getrlimit(resource.RLIMIT_FSIZE)
+def step(self, number, **fields):
+  if number == 7:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize("{path}") + 50, free[1]))
+  try:
+    write(self, number, **fields)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, free)
+logs.MetricsLog.step = step
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*DEV_FULL, "a line of metrics.jsonl"])
+def test_a_full_disk_under_any_other_file_ends_in_one_line_too(cli, toybox, stopped, finished, tmp_path, name):
+  folder = tmp_path / "run"
+  before, path = "", folder / name.split()[-1]
+  if name == "config.json":  # of a new run
+    folder.mkdir()
+  else:
+    shutil.copytree(stopped[0], folder)
+  if name in DEV_FULL:
+    (folder / DEV_FULL[name]).parent.mkdir(exist_ok=True)
+    (folder / DEV_FULL[name]).symlink_to("/dev/full")
+  else:
+    before = FULL_AT_STEP_7.format(path=path)
+  done = cli(*command(toybox, folder), before=before)
+  assert done.code == 2 and "Traceback" not in done.err, done.err
+  assert done.err.splitlines()[-1].startswith(f"error: cannot write {path}: ")
+  assert done.err.splitlines()[-1].endswith("; free some space and run the same command again")
+  assert not (folder / "results.json").exists()
+  if name in DEV_FULL:
+    (folder / DEV_FULL[name]).unlink(missing_ok=True)
+  done = cli(*command(toybox, folder))
+  assert done.code == 0, done.err
+  assert comparable(folder) == comparable(finished)
+  assert [line["loss"] for line in logged(folder)] == [line["loss"] for line in logged(finished)]
+  assert (folder / "figures" / "accuracy_matrix.png").stat().st_size > 1000
+
+
 # -- a finished run ----------------------------------------------------------------------------------------------
 
 

@@ -49,8 +49,8 @@ def test_a_step_adds_up_the_tasks_and_leaves_every_head_its_own(bench):
   start = {name: bench.live(name) for name in NAMES}
   shared = start["avvp"].trainable["shared"]
   assert set(shared) > set(start["avs"].trainable["shared"]) == {"prompts"}
-  trainable = together.join({"shared": shared}, {n: s.trainable["task"] for n, s in start.items()}, ("prompts", "head"))
-  state = together.join({"shared": {}}, {n: s.state["task"] for n, s in start.items()}, ("head", "method"))
+  trainable = together.join({"shared": shared}, {n: s.trainable["task"] for n, s in start.items()})
+  state = together.join({"shared": {}}, {n: s.state["task"] for n, s in start.items()})
   frozen = {"encoders": bench.params["encoders"], "shared": {}}
   rows = sharding.put_batch(together.join_batches(batches), bench.mesh, together.device_keys)
   live = Live(trainable, bench.steps.init_optimizer(trainable), state)

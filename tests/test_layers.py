@@ -26,7 +26,9 @@ TOOLS = {
     "distributed",
     "drift",
     "errors",
+    "events",
     "figures",
+    "files",
     "lease",
     "logs",
     "manifest",
@@ -34,6 +36,7 @@ TOOLS = {
     "progress",
     "rendezvous",
     "sharding",
+    "signals",
     "sources",
     "watchdog",
     "values",
@@ -44,6 +47,7 @@ BESIDE_TRAIN = {f"phpjax.{name}" for name in ("bench", "convert", "predict", "pr
 ENGINE = {
   f"phpjax.{name}"
   for name in (
+    "answers",
     "benchmarks",
     "checks",
     "compat",
@@ -57,6 +61,7 @@ ENGINE = {
     "predictions",
     "results",
     "resume",
+    "routing",
     "run",
     "scoring",
     "steps",
@@ -68,12 +73,17 @@ BELOW_TRAIN = {*PARTS, *TOOLS, *ENGINE}
 MAY_IMPORT: dict[str, set[str]] = {
   **{name: {name} for name in PARTS},
   **{name: {name, "phpjax.errors"} for name in TOOLS},
-  "phpjax.checkpoint": {"phpjax.errors", "phpjax.manifest"},
+  "phpjax.agreement": {"phpjax.signals"},
+  "phpjax.checkpoint": {"phpjax.errors", "phpjax.files", "phpjax.manifest"},
   "phpjax.distributed": {"phpjax.agreement", "phpjax.errors", "phpjax.rendezvous"},
   "phpjax.evaluate": set(),
+  "phpjax.lease": {"phpjax.errors", "phpjax.signals"},
+  "phpjax.logs": {"phpjax.errors", "phpjax.events", "phpjax.files"},
+  "phpjax.manifest": {"phpjax.files"},
   "phpjax.model": set(),
   "phpjax.nonfinite": {"phpjax.errors", "phpjax.workdir"},
   "phpjax.optimizer": {"phpjax.partition"},
+  "phpjax.workdir": {"phpjax.errors", "phpjax.files"},
   "phpjax.steps": {"phpjax.backend", "phpjax.model", "phpjax.optimizer", "phpjax.sharding"},  # the two jitted functions
   "phpjax.predictions": {"phpjax.figures", "phpjax.metrics"},
   "phpjax.benchmarks": {
@@ -85,7 +95,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.predictions",
     "phpjax.tasks",
   },
-  "phpjax.experiment": {*PARTS, "phpjax.backend", "phpjax.benchmarks", "phpjax.errors", "phpjax.sharding"},  # config -> objects
+  "phpjax.routing": set(),
+  "phpjax.experiment": {
+    *PARTS,
+    "phpjax.backend",
+    "phpjax.benchmarks",
+    "phpjax.errors",
+    "phpjax.routing",
+    "phpjax.sharding",
+    "phpjax.signals",
+  },  # config -> objects
+  "phpjax.answers": {"phpjax.experiment", "phpjax.partition", "phpjax.routing", "phpjax.sharding", "phpjax.steps"},
   "phpjax.compat": {"phpjax.encoders", "phpjax.errors"},
   "phpjax.checks": {
     *PARTS,
@@ -104,6 +124,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "phpjax.run": {
     *PARTS,
     *TOOLS,
+    "phpjax.answers",
     "phpjax.joint",
     "phpjax.benchmarks",
     "phpjax.checks",
@@ -113,7 +134,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.steps",
   },
   "phpjax.resume": {*TOOLS, "phpjax.run", "phpjax.steps"},
-  "phpjax.scoring": {*TOOLS, "data_pipelines", "phpjax.benchmarks", "phpjax.evaluate", "phpjax.results", "phpjax.run"},
+  "phpjax.scoring": {
+    *TOOLS,
+    "data_pipelines",
+    "phpjax.answers",
+    "phpjax.benchmarks",
+    "phpjax.evaluate",
+    "phpjax.metrics",
+    "phpjax.results",
+    "phpjax.run",
+  },
   "phpjax.train": BELOW_TRAIN,
   **{name: {*BELOW_TRAIN, "phpjax.train", "phpjax.cli"} for name in BESIDE_TRAIN},
   "phpjax.bench_steps": BELOW_TRAIN,

@@ -266,7 +266,7 @@ def doubled(dataset: Dataset) -> Dataset:
   return type(dataset)(dataset.root)
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", fabricate.LAYOUTS)
 def test_rows_that_stand_twice_are_read_twice(layout_roots, tmp_path, name):
   layout = "no_header" if name == "ave" else "official"  # a header is the first line only
   dataset = DATASETS[name](shutil.copytree(layout_roots[name, layout], tmp_path / "data"))
@@ -277,7 +277,7 @@ def test_rows_that_stand_twice_are_read_twice(layout_roots, tmp_path, name):
   assert all(source[i]["mask"] == 1 for i in range(len(source)))
 
 
-@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("name", fabricate.LAYOUTS)
 def test_folders_whose_names_are_no_utf8(layout_roots, tmp_path, name):
   root = pathlib.Path(shutil.copytree(layout_roots[name, "official"], tmp_path / NOT_UTF8))
   dataset = DATASETS[name](root)

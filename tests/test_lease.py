@@ -288,19 +288,83 @@ def test_who_was_suspended_and_followed_stops_and_leaves_the_other_alone(tmp_pat
       assert json.loads((tmp_path / lease.LEASE).read_text())["pid"] == os.getpid()
 
 
-@pytest.mark.parametrize("gone", [True, False])
-def test_the_heartbeat_finds_it_lost(tmp_path, quick, gone):
+def test_the_heartbeat_finds_it_lost(tmp_path, quick):
   with lease.held(tmp_path) as held:
     held.check()
-    if gone:
-      (tmp_path / lease.LEASE).unlink()
-    else:
-      lease_of(tmp_path)
+    lease_of(tmp_path)
     wait_until(lambda: held.lost)
     for ask in (held.check, held.confirm):
-      with pytest.raises(lease.LeaseLost, match="taken over, because" if gone else "taken over by host far, pid 7"):
+      with pytest.raises(lease.LeaseLost, match="taken over by host far, pid 7"):
         ask()
-  assert (tmp_path / lease.LEASE).exists() is not gone, "what belongs to another run stays"
+  assert (tmp_path / lease.LEASE).exists(), "what belongs to another run stays"
+
+
+@pytest.mark.parametrize("locks", [True, False])
+@pytest.mark.parametrize("gone", [(lease.LEASE,), (lease.LEASE, lease.LOCK)], ids=["lease", "both"])
+@pytest.mark.parametrize("by", ["the heartbeat", "a save"])
+def test_one_that_is_gone_is_written_anew_and_keeps_others_out(tmp_path, quick, request, monkeypatch, capsys, by, gone, locks):
+  """Someone has cleaned the folder."""
+  if not locks:
+    request.getfixturevalue("no_locks")
+  if by == "a save":
+    monkeypatch.setattr(lease, "BEAT_S", 1.5)
+  with lease.held(tmp_path) as held:
+    for name in gone:
+      (tmp_path / name).unlink()
+    if by == "a save":
+      held.confirm()
+    wait_until((tmp_path / lease.LEASE).exists)
+    held.confirm()
+    assert f"pid {os.getpid()}" in refusal(tmp_path)
+  assert not list(tmp_path.iterdir())
+  [line] = capsys.readouterr().err.splitlines()[:1]
+  assert line.startswith(f"warning: {tmp_path / lease.LEASE} was gone and is written anew")
+
+
+def test_one_that_is_gone_is_lost_where_another_run_holds_the_lock(tmp_path, quick):
+  """Of this machine, which found the folder cleaned, and is about to write its own."""
+  with lease.held(tmp_path) as held:
+    for name in (lease.LEASE, lease.LOCK):
+      (tmp_path / name).unlink()
+    with open(tmp_path / lease.LOCK, "w") as other:
+      lease.fcntl.flock(other, lease.fcntl.LOCK_EX)
+      with pytest.raises(lease.LeaseLost, match="taken over, because"):
+        held.confirm()
+  assert not (tmp_path / lease.LEASE).exists()
+
+
+def test_one_that_is_gone_after_a_long_silence_is_lost(tmp_path, monkeypatch):
+  """Another host's run may have taken it, gone on from our checkpoint, and ended."""
+  now = [0.0]
+  monkeypatch.setattr(lease, "_clock", lambda: now[0])
+  with lease.held(tmp_path) as held:
+    now[0] = lease.STALE_S + 1
+    (tmp_path / lease.LEASE).unlink()
+    with pytest.raises(lease.LeaseLost, match="no sign of life"):
+      held.confirm()
+  assert not (tmp_path / lease.LEASE).exists()
+
+
+@pytest.mark.parametrize("lasts_s", [0.5, 600])
+def test_a_read_that_fails_is_tried_again_before_a_save_is_given_up(tmp_path, monkeypatch, lasts_s):
+  monkeypatch.setattr(lease, "RETRY_S", 1.5)
+  with lease.held(tmp_path) as held:
+    read, until = lease.Lease._read, time.monotonic() + lasts_s
+
+    def failing(self):
+      if time.monotonic() < until:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+      return read(self)
+
+    with monkeypatch.context() as patched:
+      patched.setattr(lease.Lease, "_read", failing)
+      if lasts_s < lease.RETRY_S:
+        held.confirm()
+      else:
+        with pytest.raises(UserError, match=r"cannot read .*Input/output error.*run the same command again") as error:
+          held.confirm()
+        assert not isinstance(error.value, lease.LeaseLost)
+    held.confirm()
 
 
 def test_it_is_renewed_and_a_disk_that_fails_is_told_once_and_survived(tmp_path, quick, monkeypatch, capsys):

@@ -47,9 +47,8 @@ def many(tmp_path: pathlib.Path) -> pathlib.Path:
 
 def test_tfds_reads_every_dataset_without_tensorflow(tmp_path):
   folders = {}
-  for name, make in fabricate.MAKERS.items():
-    make(tmp_path / "raw" / DATASETS[name].folders[0])
-  for name in DATASETS:
+  for name in fabricate.LAYOUTS:  # the others are small and need no records
+    fabricate.MAKERS[name](tmp_path / "raw" / DATASETS[name].folders[0])
     assert prepare.main(flags(tmp_path / "raw", tmp_path / "out", dataset=name)) == 0
     folders[name] = str(records.records_folder(tmp_path / "out" / DATASETS[name].folders[0], name))
   done = subprocess.run([sys.executable, "-c", READ, *folders.values()], capture_output=True, text=True, timeout=TIMEOUT_S)

@@ -5,8 +5,11 @@ import json
 
 import numpy as np
 import pytest
+from full_disk import SIZE, files_that_stay_small  # noqa: F401  fixture
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from phpjax import logs, progress
+from phpjax.errors import UserError
 
 
 class Clock:
@@ -181,3 +184,67 @@ def test_log_of_other_processes_touches_nothing(tmp_path):
     write(log, 1)
     log.evaluation(1, "ave", {"segment_accuracy": 0.5})
   assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_under_the_log_is_one_line_and_loses_no_line_before(tmp_path, small_files):
+  log = logs.MetricsLog(tmp_path, resume_step=0)
+  small_files()
+  with pytest.raises(UserError) as error:
+    for step in range(1, 1000):
+      write(log, step)
+  log.close()
+  assert str(error.value) == (
+    f"cannot write {tmp_path / logs.FILE}: File too large; free some space and run the same command again"
+  )
+  whole = (tmp_path / logs.FILE).read_text().splitlines()[:-1]
+  assert [json.loads(line)["step"] for line in whole] == list(range(1, step)) and 0 <= SIZE - len("\n".join(whole)) < 300
+
+
+def test_a_full_disk_under_the_log_is_one_line_when_it_is_opened(tmp_path):
+  with logs.MetricsLog(tmp_path, resume_step=0) as log:
+    write(log, 1)
+  (tmp_path / f"{logs.FILE}.tmp").symlink_to("/dev/full")
+  with pytest.raises(UserError, match=f"cannot write {tmp_path / logs.FILE}: No space left on device; free some space"):
+    logs.MetricsLog(tmp_path, resume_step=1)
+  assert steps_in(tmp_path) == [1]
+
+
+def test_a_full_disk_under_the_events_costs_the_events_alone(tmp_path, small_files, capsys):
+  """And blocks nothing, neither now nor at the end."""
+  with logs.MetricsLog(tmp_path, resume_step=0) as log:
+    small_files()
+    log.evaluation(1, "ave", {f"score {n}": 0.5 for n in range(2000)})
+    log.evaluation(1, "ave", {"score": 0.5})
+    write(log, 1)
+  assert steps_in(tmp_path) == [1]
+  [line] = capsys.readouterr().err.splitlines()
+  assert line.startswith(f"warning: cannot write {tmp_path / logs.FOLDER}: ") and "File too large" in line
+  assert line.endswith("going on without events for TensorBoard")
+
+
+def test_events_are_those_that_tensorboard_reads(tmp_path):
+  """A second file hides what the first one holds of the steps after the one that the run went on from."""
+  for resume_step in (0, 2):
+    with logs.MetricsLog(tmp_path, resume_step=resume_step) as log:
+      for step in range(resume_step + 1, 4):
+        write(log, step)
+    (tmp_path / logs.FOLDER).rename(tmp_path / f"{resume_step}")
+    if resume_step == 0:
+      (tmp_path / logs.FOLDER).mkdir()
+  first, second = (events_of(tmp_path / name) for name in ("0", "2"))
+  assert first[0].file_version == second[0].file_version == "brain.Event:2"
+  assert [e.step for e in first if e.summary.value and e.summary.value[0].tag == "ave/loss"] == [1, 2, 3]
+  assert [e.step for e in second if e.summary.value and e.summary.value[0].tag == "ave/lr/head"] == [3]
+  assert [(e.step, e.session_log.status) for e in second if e.HasField("session_log")] == [(3, SessionLog.START)]
+  assert not [e for e in first if e.HasField("session_log")] and all(e.wall_time > 1e9 for e in (*first, *second))
+
+
+def events_of(folder) -> list[Event]:
+  """Of the one file of a folder: records of a length, its checksum, the data and its checksum."""
+  [path] = folder.iterdir()
+  data, events = path.read_bytes(), []
+  while data:
+    size = int.from_bytes(data[:8], "little")
+    events.append(Event.FromString(data[12 : 12 + size]))
+    data = data[16 + size :]
+  return events

@@ -12,9 +12,9 @@ import pytest
 import small
 from command import tiny_toybox  # noqa: F401  fixture
 from ml_collections import ConfigDict
-from runs import comparable, learned
+from runs import checkpoints, comparable, learned
 
-from phpjax import experiment, run, train
+from phpjax import checkpoint, experiment, run, signals, train
 from phpjax.methods import METHODS
 from phpjax.steps import Steps
 
@@ -73,14 +73,20 @@ def made():
 
 
 @contextlib.contextmanager
-def watched(monkeypatch: pytest.MonkeyPatch, made: tuple, event: str, count: int):
-  """Runs are asked to stop, as by a signal, when an event happens for the `count`-th time."""
-  seen = 0
+def watched(
+  monkeypatch: pytest.MonkeyPatch, made: tuple, event: str, count: int, *, kill: tuple = (), seen: list | None = None
+):
+  """Runs are asked to stop, as by a signal, when an event happens for the `count`-th time, or killed when `kill` does.
+
+  `seen` gets all events.
+  """
+  seen = [] if seen is None else seen
 
   def happened(opened: run.Run, name: str) -> None:
-    nonlocal seen
-    seen += name == event
-    opened.stop |= name == event and seen == count
+    seen.append(name)
+    if (name, seen.count(name)) == kill:
+      raise Cut
+    opened.stop |= name == event and seen.count(name) == count
 
   @contextlib.contextmanager
   def opening(*args: object):
@@ -122,10 +128,26 @@ def whole(made, toybox, tmp_path_factory):
 @pytest.mark.parametrize(("method", "cut"), CASES)
 def test_a_run_that_was_cut_ends_where_one_that_was_not_does(method, cut, whole, made, toybox, tmp_path, monkeypatch):
   config, folder, reference = config_of(method, toybox), tmp_path / "run", whole(method)
-  with watched(monkeypatch, made, *CUTS[cut]), pytest.raises((run.Stopped, Cut)):
+  with watched(monkeypatch, made, *CUTS[cut]), pytest.raises((signals.Stopped, Cut)):
     train.train_and_evaluate(config, folder)
   assert not (folder / "results.json").exists()
   with watched(monkeypatch, made, "never", 0):
     train.train_and_evaluate(config, folder)
+  assert comparable(folder) == comparable(reference)
+  small.assert_same_bits(learned(folder), learned(reference))
+
+
+def test_a_kill_within_an_evaluation_loses_no_task_that_was_scored(whole, made, toybox, tmp_path, monkeypatch):
+  """After the second of two tasks: the first is scored and saved, the kill comes while the second is."""
+  config, folder, reference = config_of("php", toybox), tmp_path / "run", whole("php")
+  with watched(monkeypatch, made, "never", 0, kill=("avs test", 1)), pytest.raises(Cut):
+    train.train_and_evaluate(config, folder)
+  meta = checkpoint.read_meta(checkpoints(folder)[0])
+  assert [(row["after"], row["task"]) for row in meta["history"]["per_task"]] == 2 * [("ave", "ave")] + 2 * [("avs", "ave")]
+  assert meta["learned"].keys() == {"ave", "avs"} and not {"task_ave", "task_avs", "live"} & set(meta["items"])
+  evaluated = []
+  with watched(monkeypatch, made, "never", 0, seen=evaluated):
+    train.train_and_evaluate(config, folder)
+  assert "ave test" not in evaluated and "avs test" in evaluated and "avs unseen" in evaluated
   assert comparable(folder) == comparable(reference)
   small.assert_same_bits(learned(folder), learned(reference))

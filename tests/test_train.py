@@ -4,11 +4,13 @@ import contextlib
 import copy
 import types
 
+import numpy as np
 import pytest
 from command import tiny_toybox  # noqa: F401  fixture
 
 from configs import linear_probe
-from phpjax import run, train, workdir
+from data_pipelines import DataError
+from phpjax import run, sharding, train, workdir
 
 STALE = {"ave": {"test": {"name": "of the clips that were there", "scores": {"segment_accuracy": 0.5}}}}
 
@@ -32,6 +34,52 @@ def test_evaluating_again_scores_the_trivial_predictor_on_the_clips_of_now(tmp_p
   found = workdir.read_json(tmp_path / "evaluation.json")
   assert found["trivial"] == found["evaluated"] == {"ave": {"test": "now"}}
   assert history == before, "what the checkpoint says of its training stays"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_clip_that_one_of_several_processes_cannot_read_is_told_with_what_is_lost(monkeypatch, number):
+  """Where all can, or there is one, what was learned is saved."""
+  saved = []
+  fake = types.SimpleNamespace(checkpoints=types.SimpleNamespace(wait=lambda: None))
+  monkeypatch.setattr(train.resume, "save", saved.append)
+  monkeypatch.setattr(train.jax, "process_count", lambda: 1 + number)
+  with pytest.raises(DataError) as error, train.saved_if_stopped(fake):
+    raise DataError("clip.mp4 cannot be read")
+  told = "what came after the newest checkpoint is not saved: the same command continues there"
+  assert str(error.value).startswith("clip.mp4 cannot be read") and str(error.value).endswith(told) == bool(number)
+  assert len(saved) == 1 - number
+
+
+OUTSIDE = {
+  "encoders": lambda p, s: ({**p, "encoders": {**p["encoders"], "visual": {"w": p["encoders"]["visual"]["w"] + 0}}}, s),
+  "tasks/ave/head": lambda p, s: ({**p, "tasks": {**p["tasks"], "ave": {**p["tasks"]["ave"], "head": np.ones(2)}}}, s),
+  "tasks/ave/prompts": lambda p, s: ({**p, "tasks": {**p["tasks"], "ave": {"head": p["tasks"]["ave"]["head"]}}}, s),
+  "state/tasks/ave": lambda p, s: (p, {**s, "tasks": {**s["tasks"], "ave": {"mean": np.zeros(2)}}}),
+}
+
+
+@pytest.mark.parametrize("path", [None, *OUTSIDE])
+def test_a_method_that_changes_what_it_has_not_learned_is_named_and_nothing_is_saved(monkeypatch, path):
+  task = lambda: {"prompts": np.zeros(2), "head": np.ones(2)}
+  params = {"encoders": {"visual": {"w": np.ones(2)}}, "shared": {"a": np.ones(1)}, "tasks": {"ave": task(), "avs": task()}}
+  state = {"shared": {"n": np.ones(1)}, "tasks": {"ave": {"mean": np.zeros(2)}, "avs": {"mean": np.zeros(2)}}}
+
+  class Careless:
+    def end_task(self, params, state, task, clips):
+      own = {"head": np.zeros(2), "prompts": np.zeros(2)}
+      params = {**params, "shared": {"a": np.zeros(1)}, "tasks": {**params["tasks"], "avs": own}}
+      state = {"shared": {"n": np.zeros(1)}, "tasks": {**state["tasks"], "avs": {"mean": np.ones(2)}}}
+      return OUTSIDE[path](params, state) if path else (params, state)
+
+  made, saved = types.SimpleNamespace(method=Careless(), tasks={"ave": None, "avs": None}), []
+  fake = types.SimpleNamespace(experiment=made, params=params, state=state, best=None, live=None, anchors={})
+  fake.absorb, fake.features = lambda: None, lambda name, prompted: iter(())
+  fake.members, fake.mesh = lambda name: [name], sharding.make_mesh((-1, 1))
+  monkeypatch.setattr(train, "anchor_of", lambda run, name: {})
+  monkeypatch.setattr(train.resume, "save", lambda run, learned: saved.append(learned))
+  with pytest.raises(RuntimeError, match=f"Careless.end_task, after avs, .*{path}") if path else contextlib.nullcontext():
+    train.finish_task(fake, "avs")
+  assert saved == ([] if path else [["avs"]])
 
 
 @pytest.mark.parametrize(("num_workers", "share"), [(0, 1), (1, 1), (4, 4)])

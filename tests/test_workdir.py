@@ -3,11 +3,12 @@
 import json
 import os
 import pathlib
+import stat
 
 import pytest
 
 from configs import php_avqa
-from phpjax import workdir
+from phpjax import manifest, workdir
 from phpjax.errors import UserError
 
 
@@ -131,6 +132,31 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
   assert json.loads(path.read_text()) == {"a": 1}
   workdir.write_json(path, {"a": 3})
   assert json.loads(path.read_text()) == {"a": 3} and [p.name for p in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.mark.parametrize("write", [lambda p: workdir.write_json(p / "f.json", {}), lambda p: manifest.write(p)])
+def test_what_is_renamed_is_on_the_disk_and_so_is_its_name(tmp_path, monkeypatch, write):
+  """A power cut after it would otherwise leave an empty file under a good name."""
+  done, sync, replace = [], os.fsync, os.replace
+
+  def fsync(descriptor):
+    done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "file")
+    sync(descriptor)
+
+  monkeypatch.setattr(os, "fsync", fsync)
+  monkeypatch.setattr(os, "replace", lambda *names: (done.append("rename"), replace(*names)))
+  write(tmp_path)
+  assert done == ["file", "rename", "folder"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
+  path = tmp_path / "results.json"
+  workdir.write_json(path, {"a": 1})
+  (tmp_path / "results.json.tmp").symlink_to("/dev/full")
+  with pytest.raises(UserError) as error:
+    workdir.write_json(path, {"a": 2})
+  assert str(error.value) == (f"cannot write {path}: No space left on device; free some space and run the same command again")
+  assert workdir.read_json(path) == {"a": 1} and [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_missing_json_says_what_it_should_be(tmp_path):

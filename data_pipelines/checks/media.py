@@ -188,7 +188,8 @@ def _count_pictures(dataset: Dataset, record: Record, state: ClipState) -> None:
 
 def _remark(audio: np.ndarray, record: Record, context: Context, state: ClipState) -> None:
   """Remarks on the sound (int16, any shape), the length and the masks of a clip that decodes."""
-  if audio.size and max(int(audio.max()), -int(audio.min())) < SILENT_BELOW:
+  heard = getattr(record, "spoken", True)  # a stamp that nobody speaks of is silent: `stamps.silent` counts them
+  if heard and audio.size and max(int(audio.max()), -int(audio.min())) < SILENT_BELOW:
     where = _sound(state.files) if context.prepared is None else record.clip  # a shard holds many clips
     state.remarks["silent"] = f"{printable(where)}: silent, below -60 dBFS"
   for path in state.files:
@@ -211,7 +212,7 @@ def _measure(path: Path, record: Record, context: Context, state: ClipState) -> 
     if samples != facts.wave_samples:
       where = f"{printable(path)}: {record.clip}" if packed else printable(path)
       state.remarks["samples"] = f"{where}: {samples} samples, expected {facts.wave_samples}"
-  elif context.official or context.key != "music_avqa":
+  elif facts.duration_s is not None and (context.official or context.key != "music_avqa"):
     seconds = _duration_s(path)
     if seconds is not None and abs(seconds - facts.duration_s) > TOLERANCE_S:
       state.remarks["duration"] = f"{printable(path)}: {seconds:.1f} s long, expected {facts.duration_s:g} s"
@@ -257,6 +258,9 @@ def extra_files(dataset: Dataset, context: Context) -> tuple[dict[Path, list[str
   for state in context.states.values():
     for path in state.files:
       used.setdefault(path.parent, set()).add(path.name)
+  for path in dataset.companions():
+    if path.parent in used:
+      used[path.parent].add(path.name)
   layout = dataset.layout
   # Where folders hold nothing but clips, a clip may lie there in a second form that is not read.
   names = {name for r in context.clips.values() for name in dataset.clip_names(r)} if layout.video else set()

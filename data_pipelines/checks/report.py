@@ -72,6 +72,8 @@ def next_steps(context: Context, findings: Sequence[Finding]) -> list[str]:
       return ["look at the media too: " + command.format("check")]
     if context.prepared is not None:
       return [f"train on it with --config.data.root={context.root}"]
+    if context.facts.unprepared:
+      return ["train on it as it is"]
     return ["train on it as it is, or make it faster to read: " + command.format("prepare") + " --out=DIR"]
   mends = [f.mend for f in findings if f.mend and SEVERITIES.index(f.severity) == worst]
   steps = list(dict.fromkeys(mends))[:1]

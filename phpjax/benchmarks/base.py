@@ -71,6 +71,11 @@ class Benchmark:
 
   # -- dataset and task
 
+  def open(self, root: pathlib.Path, data: Any) -> Dataset:
+    """The dataset below a data root, as its config's `data` asks for; raises DataError."""
+    del data
+    return self.dataset(root)
+
   def describe(self, name: str, dataset: Dataset) -> TaskInfo:
     """The dataset's part of the task called `name`."""
     return TaskInfo(name, dataset.seconds, tuple(dataset.classes))
@@ -99,9 +104,9 @@ class Benchmark:
     if protocol not in (known := self.protocols or ("official",)):
       raise ValueError(f"protocol.{info.name}={protocol!r} is not one of {', '.join(map(repr, known))}")
     visual, audio = modules["visual"], modules["audio"]
-    widths = Widths(
-      visual.width, audio.width, visual.embed_dim, visual.num_tokens - visual.num_special, visual.num_special, audio.num_special
-    )
+    patches = visual.num_tokens - visual.num_special
+    special = (visual.num_special, audio.num_special)
+    widths = Widths(visual.width, audio.width, visual.embed_dim, patches, *special, audio.embed_dim)
     options = self.task_options(info, modules) | ({"protocol": protocol} if self.protocols else {})
     return self.task(widths, info.seconds, len(info.classes), name=info.name, classes=info.classes, **options)
 

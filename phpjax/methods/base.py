@@ -108,6 +108,9 @@ class Method:
     needs_old: run the training clips through the `teacher` too, and hand to `distil` what it and the current parameters let
       earlier tasks' heads say of them.
     joint: learn all tasks at once instead of one after another (phpjax/joint.py).
+    routed: where the task is not given at test, a clip gets the prompts of the task that it looks like; False: the method does
+      not need to know (its prompts are those of all tasks, or chosen by the clip).
+    routed_head: of a growing label set, the head of that task alone answers then; False: the heads of all tasks do.
   """
 
   backbone: Backbone
@@ -116,6 +119,8 @@ class Method:
   needs_past: ClassVar[bool] = False
   needs_old: ClassVar[bool] = False
   joint: ClassVar[bool] = False
+  routed: ClassVar[bool] = True
+  routed_head: ClassVar[bool] = True
 
   def notes(self, tasks: Mapping[str, Any]) -> Iterator[str]:
     """What a run on these tasks, {name: Task} in learning order, has to say of the method once."""

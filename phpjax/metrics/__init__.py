@@ -11,6 +11,6 @@ Every benchmark module has the same five names:
 `retrieval` and `grounding` score galleries and boxes, which no benchmark here has yet: they have no MAIN and no `trivial`.
 """
 
-from phpjax.metrics import ave, avqa, avs, avvp, continual, grounding, retrieval, rows
+from phpjax.metrics import ave, avqa, avs, avvp, classes, continual, grounding, retrieval, rows
 
-__all__ = ["ave", "avqa", "avs", "avvp", "continual", "grounding", "retrieval", "rows"]
+__all__ = ["ave", "avqa", "avs", "avvp", "classes", "continual", "grounding", "retrieval", "rows"]

@@ -13,7 +13,7 @@ Tree = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Widths:
-  """Sizes of the features a head reads, from the encoders."""
+  """Sizes of the features a head reads, from the encoders; `audio_embed` 0: as large as `embed`."""
 
   visual: int
   audio: int
@@ -21,6 +21,7 @@ class Widths:
   patches: int
   visual_special: int = 1
   audio_special: int = 2
+  audio_embed: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Task:
     widths: sizes of the features.
     seconds: T, seconds per clip.
     num_classes: size of the label set.
-    name: "ave", "avvp", "avs", "avqa", "ms3".
+    name: "ave", "avvp", "avs", "avqa", "ms3", or a part of a class-incremental benchmark.
     classes: the label words.
   """
 
@@ -44,6 +45,7 @@ class Task:
   name: str = dataclasses.field(compare=False)
   classes: tuple[str, ...] = dataclasses.field(compare=False, repr=False)
   kind: ClassVar[str] = ""
+  growing: ClassVar[bool] = False  # whether the label set is that of all such tasks together
   constant_encoders: ClassVar[tuple[str, ...]] = ()  # that only `constants` reads
   device_keys: ClassVar[tuple[str, ...]] = ("visual", "audio", "label", "mask")
   distils: ClassVar[bool] = (

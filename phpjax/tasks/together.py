@@ -38,8 +38,9 @@ class Together:
     """The tree with what `select` gave changed to `own`."""
     return {**own, "task": {part: {**named, task.name: own["task"][part]} for part, named in tree["task"].items()}}
 
-  def join(self, tree: Tree, tasks: Mapping[str, Tree], parts: tuple[str, ...]) -> Tree:
-    """{"shared"} and {name: {part: ...}} -> a tree of all members."""
+  def join(self, tree: Tree, tasks: Mapping[str, Tree]) -> Tree:
+    """{"shared"} and {name: {part: ...}} -> a tree of all members, whose parts are called alike."""
+    parts = tasks[self.members[0].name]
     return {"shared": tree["shared"], "task": {part: {t.name: tasks[t.name][part] for t in self.members} for part in parts}}
 
   def apart(self, tree: Tree) -> Tree:

@@ -1,0 +1,139 @@
+"""Whose prompts and whose heads answer: heads side by side, prompts clip by clip, and the oracle beside them."""
+
+import dataclasses
+import types
+
+import jax
+import numpy as np
+import pytest
+import small
+
+from phpjax import optimizer, routing, sharding
+from phpjax.answers import ORACLE, ROUTED, Answers
+from phpjax.metrics import classes as metric
+from phpjax.steps import Steps
+
+MADE = small.modules()
+PAIR = {m: MADE[m] for m in ("visual", "audio")}
+ROWS, CLASSES = 8, 3
+GROUPS = ("ave_classes_1", "ave_classes_2", "ave_classes_3")
+LATER = "a task that is not learned yet"
+
+
+def settings():
+  config = small.config_of("linear_probe").opt
+  config.decay, config.clip = "decoupled", "label"
+  return optimizer.settings(config)
+
+
+def answers(method, names, task_of, *, infer, centroids=None, total=4):
+  """Everything that `names` has learned, at random; `centroids` per task decide where clips go."""
+  tasks = {name: task_of(name) for name in names}
+  planned = {**tasks, **{f"{LATER} {i}": None for i in range(total - len(names))}}
+  infos = {name: types.SimpleNamespace(classes=tuple(f"{name} {i}" for i in range(CLASSES))) for name in names}
+  encoders = {m: types.SimpleNamespace(module=module) for m, module in MADE.items()}
+  experiment = types.SimpleNamespace(tasks=planned, method=method, infos=infos, encoders=encoders)
+  params = small.params_of(method, tasks, MADE)
+  fresh = {name: {"head": t.init_state(), "method": method.init_task_state(t)} for name, t in tasks.items()}
+  state = {"shared": {}, "tasks": fresh}
+  for name, rows in (centroids or {}).items():
+    state["tasks"][name]["centroids"] = rows
+  mesh = sharding.make_mesh((-1, 1))
+  steps = Steps(PAIR, method, settings(), mesh, compile_effort=0)
+  return Answers(experiment, steps, mesh, params, state, lambda name: {}, infer)
+
+
+def group_task(name):
+  return dataclasses.replace(small.task("ave_classes_1", num_classes=CLASSES), name=name)
+
+
+@pytest.fixture(scope="module")
+def batch():
+  return small.batch("ave_classes_1", ROWS)
+
+
+@pytest.fixture(scope="module")
+def probe():
+  return answers(small.method_of("linear_probe"), GROUPS, group_task, infer=True)
+
+
+def test_heads_stand_side_by_side(probe, batch):
+  scores = jax.device_get(probe.of(GROUPS[1])(batch))
+  assert scores["scores"].shape == (ROWS, 4, CLASSES) and np.isneginf(scores["scores"][:, 3]).all(), "one more is to come"
+  assert scores["place"].tolist() == [1] * ROWS
+  for place, name in enumerate(GROUPS):
+    head, found = probe.params["tasks"][name]["head"], 0
+    for m in PAIR:
+      seconds = batch[m].reshape(-1, *batch[m].shape[2:])
+      pooled = np.asarray(jax.jit(PAIR[m].apply)({"params": probe.params["encoders"][m]}, seconds).pooled)
+      unit = pooled / np.linalg.norm(pooled, axis=-1, keepdims=True) * pooled.shape[-1] ** 0.5
+      found += unit.reshape(ROWS, small.SECONDS, -1).mean(1) @ head[m]["kernel"] + head[m]["bias"]
+    np.testing.assert_allclose(scores["scores"][:, place], found, rtol=1e-3, atol=1e-4)
+
+
+def test_a_method_without_prompts_of_its_own_is_not_routed(probe, batch):
+  assert not probe.routes(GROUPS[0]) and ROUTED not in probe.of(GROUPS[0])(batch)
+
+
+def test_the_words_are_those_of_all_tasks(probe):
+  assert probe.classes(GROUPS[2]) == tuple(f"{name} {i}" for name in GROUPS for i in range(CLASSES))
+
+
+def looks_of(batch):
+  """What `routing.vectors` finds of each clip."""
+  params = small.encoder_params(MADE)
+  seconds = {m: batch[m].reshape(-1, *batch[m].shape[2:]) for m in PAIR}
+  return routing.vectors({m: jax.jit(PAIR[m].apply)({"params": params[m]}, x) for m, x in seconds.items()}, ROWS)
+
+
+@pytest.fixture(scope="module")
+def routed(batch):
+  """PHP's deep prompts on three groups; every third clip looks like one of each."""
+  looks = looks_of(batch)
+  near = {name: np.resize(looks[i::3], (routing.NUM_CENTROIDS, looks.shape[1])) for i, name in enumerate(GROUPS)}
+  method = small.php(shallow=(), mid=())
+  make = lambda infer: answers(method, GROUPS, group_task, infer=infer, centroids=near)
+  return make(True), make(False)
+
+
+def test_every_clip_gets_the_prompts_and_the_head_of_the_task_it_looks_like(routed, batch):
+  inferred, given = routed
+  scores, name = inferred.of(GROUPS[1])(batch), GROUPS[1]
+  assert scores[ROUTED].tolist() == [i % 3 == 1 for i in range(ROWS)]
+  alone = {other: jax.device_get(given.of(other)(batch))["scores"] for other in GROUPS}
+  for row in range(ROWS):
+    chosen = row % 3
+    found = scores["scores"][row]
+    assert np.isneginf(np.delete(found, chosen, axis=0)).all(), "the head of that task alone answers"
+    np.testing.assert_allclose(found[chosen], alone[GROUPS[chosen]][row, chosen], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(scores[f"{ORACLE}scores"], alone[name], rtol=1e-5, atol=1e-5)
+  assert np.isneginf(alone[name][:, [0, 2, 3]]).all(), "a task that is given answers by its own head"
+
+
+def test_tasks_with_answers_of_their_own_keep_their_head_under_the_prompts_that_were_found(batch):
+  looks, names = looks_of(batch), ("ave", "avs")
+  near = {name: np.resize(looks[i::2], (routing.NUM_CENTROIDS, looks.shape[1])) for i, name in enumerate(names)}
+  inferred = answers(small.php(shallow=(), mid=()), names, small.task, infer=True, centroids=near)
+  rows = {**batch, **small.labels("avs", ROWS)}
+  scores = inferred.of("avs")(rows)
+  assert scores[ROUTED].tolist() == [i % 2 == 1 for i in range(ROWS)]
+  same, other = ([i for i in range(ROWS) if i % 2 == k] for k in (1, 0))
+  np.testing.assert_allclose(scores["mask"][same], scores[f"{ORACLE}mask"][same], rtol=1e-5, atol=1e-5)
+  assert np.abs(scores["mask"][other] - scores[f"{ORACLE}mask"][other]).max() > 1e-3
+
+
+# -- the metric --------------------------------------------------------------------------------------------------
+
+
+def test_the_metric_by_hand():
+  inf = -np.inf
+  scores = np.array([[[1, 2], [0, 3]], [[5, 0], [1, 2]], [[inf, inf], [2, 1]], [[1, 0], [inf, inf]]], float)
+  label, place = np.array([1, 0, 1, 0]), np.array([1, 1, 1, 0])
+  found = metric.evaluate(scores, label, place)
+  assert found == {"accuracy": 2 / 4, "task_accuracy": 3 / 4, "accuracy_within_task": 2 / 4}
+  assert metric.evaluate(scores, label, place, mask=np.array([1, 0, 0, 1]))["accuracy"] == 1
+
+
+def test_the_trivial_answer_is_the_most_frequent_class():
+  name, scores = metric.trivial(np.array([2, 2, 0, 1, 2]), num_classes=3)
+  assert name == "class 2" and scores["accuracy"] == 3 / 5
