@@ -77,7 +77,7 @@ class Experiment:
     """(params, state) before the first task; abstract: shapes and dtypes instead of arrays."""
     shared = self._make(self.method.init_shared, self.key("shared"), abstract=abstract)
     params = {"encoders": {m: e.params for m, e in self.encoders.items()}, "shared": shared, "tasks": {}}
-    return params, {"shared": self.method.init_state(), "tasks": {}}
+    return params, {"shared": self._make(self.method.init_state, shared, abstract=abstract), "tasks": {}}
 
   def _make(self, function: Callable[..., Tree], *inputs: Any, abstract: bool) -> Tree:
     """A tree, by one compile instead of one per initialiser; or its shapes."""

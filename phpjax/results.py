@@ -52,6 +52,7 @@ def assemble(run: Any) -> Tree:
   matrix_split, *others = run.evaluation_splits
   return {
     "method": config.method.name,
+    "joint": run.experiment.method.joint,  # then all rows of the matrix are those of one model, which learned all tasks at once
     "tasks": names,
     "metric": {name: BENCHMARKS[name].main for name in names},
     "matrix": history["matrix"],
@@ -223,7 +224,7 @@ def data_summary(run: Any) -> Tree:
 
 def selection(run: Any) -> Tree:
   """{learned task: the split that chose its epoch (None: the last one counts), that epoch, from 1, of how many, and the main
-  score of each on that split}."""
+  score of each on that split, of tasks that are learned at once the mean}."""
   found = {}
   for name in run.learned:
     scores = run.history["validation"].get(name, [])
@@ -315,7 +316,7 @@ def examples(run: Any, name: str, count: int) -> list[Tree]:
 
 
 def dry_run(run: Any, begin: Callable[[Any, str], None]) -> str:
-  """The resolved config, data counts, a parameter table and a memory estimate, as text; `begin` starts a task of the run."""
+  """The resolved config, data counts, a parameter table and a memory estimate, as text; `begin` starts a stage of the run."""
   experiment = run.experiment
   lines = [str(run.config), "data:"]
   for name, data in run.datasets.items():
@@ -330,7 +331,9 @@ def dry_run(run: Any, begin: Callable[[Any, str], None]) -> str:
     share = lambda learned: learned / (frozen + learned)
     bare = shared + partition.count(live["task"]["prompts"])
     lines.append(f"  {name:20s}{frozen:14,d}{shared:12,d}{own:14,d}{share(shared + own):12.2%}{share(bare):14.2%}")
-    planned[name] = planned_bytes(run.lower_train(name).compile())
+  for stage in run.stages:
+    begin(run, stage)
+    planned[stage] = planned_bytes(run.lower_train(stage).compile())
   largest = max(planned, key=planned.get)
   lines += [
     "",

@@ -17,20 +17,19 @@ from phpjax.steps import Live
 Tree = dict[str, Any]
 
 
-def save(run: Run, *, learned: str | None = None) -> None:
+def save(run: Run, *, learned: Iterable[str] = ()) -> None:
   """Writes a checkpoint of this moment, in the background.
 
-  `learned` names a task that has just ended: it is written here for the last time, and later checkpoints need this one. Random
-  keys are functions of the seed and the step, so both are all there is to keep of them. Raises UserError when the workdir is
-  another run's by now, or the disk is full.
+  `learned` names tasks that have just ended: they are written here for the last time, and later checkpoints need this one.
+  Random keys are functions of the seed and the step, so both are all there is to keep of them. Raises UserError when the
+  workdir is another run's by now, or the disk is full.
   """
   if run.held is not None:
     run.held.confirm()
   run.absorb()
   run.position.saves += 1
   now = run.position.saves
-  if learned:
-    run.learned[learned] = now
+  run.learned |= dict.fromkeys(learned, now)
   if run.best is not None:
     run.best.saved = run.best.saved or now  # nothing was learned since it was chosen: see `train.learn`
   seconds = run.position.seconds + time.monotonic() - run.started
@@ -120,7 +119,7 @@ def _fill_finished(run: Run) -> None:
 
 def _fill(run: Run, meta: Tree, step: int) -> None:
   """Everything else, from the step itself and from the one that holds the best epoch so far."""
-  name = run.names[run.position.task] if meta["live"] else None
+  name = run.stage(run.position.task) if meta["live"] else None
   if name:
     begin(run, name)
   if meta["best"]:
@@ -134,11 +133,11 @@ def _fill(run: Run, meta: Tree, step: int) -> None:
 
 
 def _put_items(run: Run, found: Tree, name: str | None) -> None:
-  """What was restored of a step, into the whole trees; `name`: the task that was being learned."""
+  """What was restored of a step, into the whole trees; `name`: the stage that was being learned."""
   run.params = {**run.params, "shared": found.get("shared", {})}
   run.state = {**run.state, "shared": found.get("state", run.state["shared"])}
-  if name:
-    _put_task(run, name, found)
+  for task in run.members(name) if name else ():
+    _put_task(run, task, found)
 
 
 def _put_task(run: Run, name: str, found: Tree) -> None:

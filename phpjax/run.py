@@ -39,7 +39,7 @@ from phpjax.benchmarks import BENCHMARKS
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
 from phpjax.progress import Progress
-from phpjax.steps import Live, Steps
+from phpjax.steps import Live, Old, Steps
 
 Tree = dict[str, Any]
 HISTORY = ("matrix", "unseen", "per_task", "drift")  # of results.json, a row or more for each task
@@ -120,6 +120,23 @@ class Run:
     return list(self.experiment.tasks)
 
   @property
+  def stages(self) -> list[str]:
+    """What is learned one after another: here the tasks; `JointRun` learns them at once."""
+    return self.names
+
+  def stage(self, index: int) -> str:
+    """The stage in which the task at a place in `names` is learned."""
+    return self.names[index]
+
+  def members(self, stage: str) -> list[str]:
+    """The tasks that are learned in a stage."""
+    return [stage]
+
+  def task(self, name: str) -> Any:
+    """What the steps are told of a stage."""
+    return self.experiment.tasks[name]
+
+  @property
   def evaluation_splits(self) -> tuple[str, ...]:
     """See `experiment.evaluation_splits`."""
     return experiment.evaluation_splits(self.config)
@@ -178,7 +195,7 @@ class Run:
 
   def done_steps(self) -> int:
     """Steps of the current task that are done."""
-    return self.position.epoch * self.num_batches(self.names[self.position.task]) + self.position.batch
+    return self.position.epoch * self.num_batches(self.stage(self.position.task)) + self.position.batch
 
   def parts(self, name: str) -> tuple[Tree, Tree]:
     """(trainable, frozen) of a task."""
@@ -218,16 +235,22 @@ class Run:
 
   def train_inputs(self, name: str) -> tuple[Tree, Tree | None, Tree]:
     """(frozen, past, constants) of a task's training step."""
-    return self.parts(name)[1], self.past(name), self.constants(name)
+    frozen = self.parts(name)[1]
+    frozen = {**frozen, "old": self.old(name)} if self.experiment.method.needs_old else frozen
+    return frozen, self.past(name), self.constants(name)
+
+  def old(self, name: str) -> tuple[Old, ...]:
+    """The tasks before this one whose heads can answer on its clips."""
+    earlier = [other for other in self.names[: self.names.index(name)] if self.experiment.tasks[other].distils]
+    parts = lambda other: (self.params["tasks"][other]["head"], self.state["tasks"][other]["head"], self.constants(other))
+    return tuple(Old(*parts(other), self.experiment.tasks[other]) for other in earlier)
 
   def lower_train(self, name: str) -> jax.stages.Lowered:
     """The training step of a task, traced on a batch of the first clip, for what the compiler knows of it."""
     batch = next(self.batches(name, "train", batch_size=self.config.batch_size, shuffle=False, workers=False))
-    rows = sharding.put_batch(batch, self.mesh, self.experiment.tasks[name].device_keys)
+    rows = sharding.put_batch(batch, self.mesh, self.task(name).device_keys)
     scale = {"shared": 1.0, "task": 1.0}
-    return self.steps.train.lower(
-      self.experiment.tasks[name], self.live, *self.train_inputs(name), rows, jax.random.key(0), scale
-    )
+    return self.steps.train.lower(self.task(name), self.live, *self.train_inputs(name), rows, jax.random.key(0), scale)
 
   def should_stop(self) -> bool:
     """Whether to save and stop now, the same on all processes; they must call it equally often, as between two steps."""
@@ -250,6 +273,8 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
 
   Raises UserError when another run holds the workdir (see phpjax/lease.py).
   """
+  from phpjax.joint import JointRun  # a Run, which it could not be if it were needed before this file has been read
+
   config = compat.resolve(config)  # in Python; the command line has done it
   mesh, started = sharding.make_mesh(tuple(config.mesh)), time.monotonic()
   primary = distributed.is_primary()
@@ -277,7 +302,7 @@ def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
     params = {k: sharding.put_replicated(v, mesh) for k, v in params.items()}
     steps = Steps(built.modules, built.method, optimizer.settings(config.opt), mesh, compile_effort=config.compile_effort)
     clips = ClipCache(int(config.data.cache_gb * 1e9 / max(config.data.num_workers, 1)))  # each worker has one of this size
-    run = Run(
+    run = (JointRun if built.method.joint else Run)(
       experiment=built,
       datasets=datasets,
       steps=steps,
@@ -332,9 +357,10 @@ def add_task(run: Run, name: str) -> None:
 
 
 def begin(run: Run, name: str) -> None:
-  """Fresh optimizer state for a task: momentum of other tasks is forgotten."""
-  if name not in run.params["tasks"]:
-    add_task(run, name)
+  """Fresh optimizer state for a stage: momentum of those before it is forgotten."""
+  for task in run.members(name):
+    if task not in run.params["tasks"]:
+      add_task(run, task)
   trainable, _ = run.parts(name)
   run.live = Live(trainable, run.steps.init_optimizer(trainable), run.state_of(name))
 

@@ -83,15 +83,22 @@ def summary(benchmark: Benchmark, parts: Sequence[Tree]) -> dict[str, float]:
 
 
 def choose(run: Run, epoch: int) -> None:
-  """Scores the current task on validation after an epoch, and keeps the epoch if none before was better."""
-  name = run.names[run.position.task]
-  if (split := run.selection_split(name)) is None:
+  """Scores the current stage on validation after an epoch, and keeps the epoch if none before was better.
+
+  What counts is the mean over the stage's tasks.
+  """
+  stage, found = run.stage(run.position.task), []
+  if run.selection_split(stage) is None:
     return
   run.absorb()
-  scores = score(run, name, split, title=f"epoch {epoch + 1}/{run.num_epochs(name)}, ", infer=False)
-  run.log.evaluation(run.position.step, name, scores, split=split)
-  value = scores[BENCHMARKS[name].main]
-  run.history["validation"][name] = [*run.history["validation"].get(name, ()), value]
+  for name in run.members(stage):
+    split = run.selection_split(name)
+    scores = score(run, name, split, title=f"epoch {epoch + 1}/{run.num_epochs(name)}, ", infer=False)
+    run.log.evaluation(run.position.step, name, scores, split=split)
+    found.append(scores[BENCHMARKS[name].main])
+  value = sum(found) / len(found)
+  for name in run.members(stage):
+    run.history["validation"][name] = [*run.history["validation"].get(name, ()), value]
   if run.best is None or value >= run.best.score:
     run.best = Best(value, epoch, *jax.device_get((run.live.trainable, run.live.state)))
 
@@ -99,7 +106,7 @@ def choose(run: Run, epoch: int) -> None:
 def evaluate_seen(run: Run, index: int, *, on_scored: Callable[[], None] = lambda: None) -> None:
   """Every task learned so far, on every evaluation split that its data has: one more row of the accuracy matrix.
 
-  What a run that was stopped here has scored already is not scored again. Raises as `score`.
+  What a run that was stopped here has scored already is not scored again, nor what the same model has. Raises as `score`.
 
   Args:
     run: at work.
@@ -107,12 +114,17 @@ def evaluate_seen(run: Run, index: int, *, on_scored: Callable[[], None] = lambd
     on_scored: called when all splits of a task are scored, but for the last task: then the row is whole.
   """
   after, main = run.names[index], {split: {} for split in run.evaluation_splits}
-  known = {(row["task"], row["split"]): row["scores"] for row in run.history["per_task"] if row["after"] == after}
+  rows = [
+    row for row in run.history["per_task"] if row["after"] == after or run.experiment.method.joint
+  ]  # one model for all rows
+  known = {(row["task"], row["split"]): row["scores"] for row in rows}
+  told = {(row["task"], row["split"]) for row in rows if row["after"] == after}
   for name in run.names[: index + 1]:
     new = False
     for split in (s for s in run.used_splits(name) if s in main):
       if (scores := known.get((name, split))) is None:
         scores, new = score(run, name, split), True
+      if (name, split) not in told:
         run.history["per_task"].append({"after": after, "task": name, "split": split, "scores": scores})
         run.log.evaluation(run.position.step, name, scores, split=split)
       main[split][name] = scores[BENCHMARKS[name].main]

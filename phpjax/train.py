@@ -17,7 +17,9 @@ from ml_collections import ConfigDict
 from data_pipelines import DataError
 from phpjax import distributed, nonfinite, optimizer, partition, results, resume, routing, sharding, workdir
 from phpjax.errors import UserError
+from phpjax.fisher import squared_gradients
 from phpjax.logs import MetricsLog
+from phpjax.methods import TrainingClips
 from phpjax.run import Run, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
 from phpjax.scoring import choose, evaluate_seen
 from phpjax.signals import Stopped
@@ -59,13 +61,15 @@ def learn_all(run: Run) -> None:
 
 def announce(run: Run, found: bool) -> None:
   """Says where a continued run goes on, and starts the bar over all tasks."""
-  at, costs = run.position, [run.num_batches(name) * run.num_epochs(name) * run.seconds(name) for name in run.names]
+  at, costs = run.position, [run.num_batches(name) * run.num_epochs(name) * run.seconds(name) for name in run.stages]
   done = sum(costs[: len(run.learned)])
   if run.live:
-    done += run.done_steps() * run.seconds(run.names[at.task])
+    done += run.done_steps() * run.seconds(run.stage(at.task))
   if found and at.task < len(run.names):
     doing = "evaluation" if run.names[at.task] in run.learned else f"epoch {at.epoch + 1}, step {at.step + 1}"
     run.progress.note(f"continuing at task {at.task + 1}/{len(run.names)}, {doing}")
+  for note in run.experiment.method.notes(run.experiment.tasks):
+    run.progress.note(note)
   run.progress.start(sum(costs), done)
 
 
@@ -104,12 +108,12 @@ def saved_if_stopped(run: Run) -> Iterator[None]:
 
 
 def learn(run: Run, index: int) -> None:
-  """Trains one task from where the run is, with a checkpoint after every epoch, and one that stays when it is learned."""
-  name, config = run.names[index], run.config
+  """Trains one stage from where the run is, with a checkpoint after every epoch, and one that stays when it is learned."""
+  name, config = run.stage(index), run.config
   if run.live is None:
     begin(run, name)
   per_epoch, num_epochs = run.num_batches(name), run.num_epochs(name)
-  run.progress.task(name, index, len(run.names), per_epoch * num_epochs, run.done_steps(), cost=run.seconds(name))
+  run.progress.task(name, index, len(run.stages), per_epoch * num_epochs, run.done_steps(), cost=run.seconds(name))
   inputs = run.train_inputs(name)
   for epoch in range(run.position.epoch, num_epochs):
     scale = optimizer.lr_scale(epoch, num_epochs, config.opt.min_scale, config.opt.later_shared_scale if index else 1.0)
@@ -123,25 +127,27 @@ def learn(run: Run, index: int) -> None:
 
 
 def finish_task(run: Run, name: str) -> None:
-  """The epoch that counts becomes the task's, the method has its last word, and all of it is written for good.
+  """The epoch that counts becomes the stage's, the method has its last word, and all of it is written for good.
 
-  Raises RuntimeError, of which nothing is written, when the method has changed what is not the task's: a programmer's error.
+  Raises RuntimeError, of which nothing is written, when the method has changed what is not a task's own: a programmer's error.
   """
   if run.best is not None:
     resume.put_best(run)
   run.absorb()
   run.live, run.best = None, None
-  method, before = run.experiment.method, partition.settled(run.params, run.state, name)
-  run.params, run.state = method.end_task(
-    run.params, run.state, run.experiment.tasks[name], functools.partial(run.features, name)
-  )
-  if changed := partition.replaced(before, partition.settled(run.params, run.state, name)):
-    raise RuntimeError(
-      f"{type(method).__name__}.end_task, after {name}, replaced what it must leave as it is: {', '.join(changed[:5])}"
-    )
-  remember_looks(run, name)
-  run.anchors[name] = anchor_of(run, name)
-  resume.save(run, learned=name)
+  method = run.experiment.method
+  for task in run.members(name):
+    before = partition.settled(run.params, run.state, task)
+    clips = TrainingClips(functools.partial(run.features, task), functools.partial(squared_gradients, run, task))
+    run.params, run.state = method.end_task(run.params, run.state, run.experiment.tasks[task], clips)
+    if changed := partition.replaced(before, partition.settled(run.params, run.state, task)):
+      raise RuntimeError(
+        f"{type(method).__name__}.end_task, after {task}, replaced what it must leave as it is: {', '.join(changed[:5])}"
+      )
+    remember_looks(run, task)
+  run.state = sharding.put_replicated(run.state, run.mesh)  # where the steps want it: elsewhere, it would be another compile
+  run.anchors |= {task: anchor_of(run, task) for task in run.members(name)}
+  resume.save(run, learned=run.members(name))
 
 
 def remember_looks(run: Run, name: str) -> None:
@@ -177,7 +183,7 @@ def train_epoch(run: Run, name: str, epoch: int, inputs: tuple[Tree, Tree | None
 
   Raises nonfinite.StepRefused with the run as it was before the step that is refused, though the next one was dispatched too.
   """
-  task, key, pending = run.experiment.tasks[name], run.experiment.key("train", name), None
+  task, key, pending = run.task(name), run.experiment.key("train", name), None
   always = go = sharding.put_replicated(np.bool_(True), run.mesh)
   batches = run.batches(name, "train", batch_size=run.config.batch_size, shuffle=True, epoch=epoch, start=run.position.batch)
   ahead = sharding.put_ahead(batches, run.mesh, task.device_keys)

@@ -6,14 +6,14 @@ import re
 
 import pytest
 
-from configs import base, finetune, linear_probe, php_avqa
+from configs import base, ewc, finetune, joint, linear_probe, lwf, php_avqa
 from phpjax import checks, compat, workdir
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.encoders.vit import STATISTICS
 from phpjax.errors import UserError
 from phpjax.methods import METHODS, php_options
 
-PHP_CONFIGS = {"php": php_avqa, "finetune": finetune}
+PHP_CONFIGS = {"php": php_avqa, "finetune": finetune, "ewc": ewc, "lwf": lwf, "joint": joint}
 WORDS = {"True": True, "False": False, **{str(n): n for n in range(10)}}
 
 

@@ -325,12 +325,12 @@ def test_a_clip_that_one_process_cannot_read_ends_both(flags, toybox, tmp_path):
   assert sorted("ends: process" in d.err for d in done) == [False, True] and sum(path.name in d.err for d in done) == 1
 
 
-# Features of a task's training clips, as a method reads them at the end of a task.
+# Features and squared gradients of a task's training clips, as a method reads them at the end of a task.
 FEATURES = """
 import sys, numpy as np, jax
 from ml_collections import ConfigDict
 from configs import php_avqa
-from phpjax import distributed, run, compat
+from phpjax import distributed, fisher, run
 number, count, out = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 if count > 1:
   distributed.start(distributed.Place(sys.argv[1], count, number), {}, 60.0)
@@ -344,13 +344,15 @@ with run.open_run(config, None) as opened:
     for name, leaf in jax.tree_util.tree_leaves_with_path(features):
       arrays[f"{index}{jax.tree_util.keystr(name)}"] = np.asarray(leaf)
     arrays |= {f"{index}/{key}": np.asarray(value) for key, value in batch.items()}
+  for name, leaf in jax.tree_util.tree_leaves_with_path(fisher.squared_gradients(opened, "ave")):
+    arrays[f"squares{jax.tree_util.keystr(name)}"] = leaf
 np.savez(out, **arrays)
 sys.exit(distributed.end_together(lambda: 0, good=(0,)))
 """
 
 
 @pytest.mark.slow
-def test_features_of_all_rows_on_every_process(toybox, tmp_path):
+def test_features_and_squared_gradients_of_all_rows_on_every_process(toybox, tmp_path):
   port, outs = free_port(), [tmp_path / f"{name}.npz" for name in ("zero", "one", "alone")]
   argv = lambda number, count: ["-c", FEATURES, f"localhost:{port}", str(number), str(count)]
   commands = [[*argv(number, 2), str(outs[number]), str(toybox)] for number in range(2)]
@@ -363,5 +365,6 @@ def test_features_of_all_rows_on_every_process(toybox, tmp_path):
     {k: v for k, v in zero.items() if v.dtype.kind != "U"}, {k: v for k, v in one.items() if v.dtype.kind != "U"}
   )
   assert zero.keys() == alone.keys() and zero["0/id"].tolist() == alone["0/id"].tolist()
+  assert alone["squares['context']"].max() > 0
   for key in (key for key in alone if alone[key].dtype.kind != "U"):
     np.testing.assert_allclose(zero[key], alone[key], rtol=1e-5, atol=1e-6, err_msg=key)

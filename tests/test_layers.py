@@ -53,6 +53,8 @@ ENGINE = {
     "compat",
     "evaluate",
     "experiment",
+    "fisher",
+    "joint",
     "model",
     "nonfinite",
     "optimizer",
@@ -118,10 +120,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.values",
   },
   "phpjax.results": {*PARTS, *TOOLS, "phpjax.benchmarks"},
+  "phpjax.fisher": {"phpjax.errors", "phpjax.run", "phpjax.sharding"},
+  "phpjax.joint": {"phpjax.partition", "phpjax.run", "phpjax.tasks"},  # another Run
   "phpjax.run": {
     *PARTS,
     *TOOLS,
     "phpjax.answers",
+    "phpjax.joint",
     "phpjax.benchmarks",
     "phpjax.checks",
     "phpjax.compat",

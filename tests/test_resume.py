@@ -47,9 +47,9 @@ class Cut(Exception):
 
 
 def config_of(method: str, toybox: pathlib.Path) -> ConfigDict:
-  """Two tasks of two short epochs."""
+  """Two tasks of two short epochs; four of both where they are learned at once, which makes as many steps."""
   c = small.config_of(method)
-  c.tasks, c.num_epochs, c.data.root = ("ave", "avs"), 2, str(toybox)
+  c.tasks, c.num_epochs, c.data.root = ("ave", "avs"), 4 if METHODS[method].joint else 2, str(toybox)
   c.eval_batch_size, c.save_every_steps = 2, 3
   if "deep" in c.method:
     c.method.shallow, c.method.mid = (), ()

@@ -21,7 +21,7 @@ NUM_CLIPS, STEPS, SECONDS = 4, 2, 10  # of AVE in the tiny toybox, one epoch of 
 class Keeper(methods.Method):
   """Counts the seconds it has seen (shared) and the steps of a task, and keeps the mean unprompted feature of a task."""
 
-  def init_state(self):
+  def init_state(self, shared):
     return {"seconds": jnp.zeros(())}
 
   def init_task_state(self, task):
@@ -34,8 +34,8 @@ class Keeper(methods.Method):
     shared = {"seconds": state["shared"]["seconds"] + streams["visual"].tokens.shape[0]}
     return {"state": {"shared": shared, "task": {**state["task"], "method": {**own, "steps": own["steps"] + 1}}}}
 
-  def end_task(self, params, state, task, features):
-    rows = [np.asarray(found["visual"].pooled)[np.repeat(batch["mask"], SECONDS) > 0] for found, batch in features(False)]
+  def end_task(self, params, state, task, clips):
+    rows = [np.asarray(found["visual"].pooled)[np.repeat(batch["mask"], SECONDS) > 0] for found, batch in clips.features(False)]
     own = {**state["tasks"][task.name]["method"], "mean": jnp.asarray(np.concatenate(rows).mean(0))}
     tasks = {**state["tasks"], task.name: {**state["tasks"][task.name], "method": own}}
     return params, {**state, "tasks": tasks}

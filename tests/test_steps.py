@@ -40,7 +40,8 @@ class Bench:
     trainable, _ = partition.split(params or self.params, name, self.method.uses(self.tasks[name]))
     trainable = sharding.put_replicated(jax.device_get(trainable), self.mesh)
     of_task = {"head": jax.device_get(self.tasks[name].init_state()), "method": {}}
-    state = sharding.put_replicated({"shared": {}, "task": of_task}, self.mesh)
+    shared = jax.device_get(self.method.init_state((params or self.params)["shared"]))
+    state = sharding.put_replicated({"shared": shared, "task": of_task}, self.mesh)
     return Live(trainable, self.steps.init_optimizer(trainable), state)
 
   def rows(self, name, batch):

@@ -1,10 +1,10 @@
 """A checkpoint goes from one number of devices to another: the same bits at restore, the same training after it.
 
-`PHPJAX_STEPS=200 pytest -m slow tests/test_topology.py -rP` trains longer in float32 too and prints how far the runs move apart.
+`PHPJAX_STEPS=200 pytest -m slow tests/test_topology.py -rP` trains longer in float32 too and prints how far runs move apart.
 
-In float64 two runs that began 1e-15 apart are 3e-9 apart after 200 steps at PHP's rate, 3e-4. At the toybox's, 2e-3, training the
-tiny network on its four clips is chaotic: the gap grows by half with every step (1e-13 after 20, 3e-11 after 30, 3e-7 after 50),
-so that float64 does not keep 200 of them together.
+In float64 two runs that began 1e-15 apart are 3e-9 apart after 200 steps at PHP's rate, 3e-4. At the toybox's, 2e-3, training
+the tiny network on its four clips is chaotic: the gap grows by half with every step (1e-13 after 20, 3e-11 after 30, 3e-7
+after 50), so that float64 does not keep 200 of them together.
 """
 
 import json

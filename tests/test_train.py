@@ -10,7 +10,7 @@ from command import tiny_toybox  # noqa: F401  fixture
 
 from configs import linear_probe
 from data_pipelines import DataError
-from phpjax import run, train, workdir
+from phpjax import run, sharding, train, workdir
 
 STALE = {"ave": {"test": {"name": "of the clips that were there", "scores": {"segment_accuracy": 0.5}}}}
 
@@ -65,7 +65,7 @@ def test_a_method_that_changes_what_it_has_not_learned_is_named_and_nothing_is_s
   state = {"shared": {"n": np.ones(1)}, "tasks": {"ave": {"mean": np.zeros(2)}, "avs": {"mean": np.zeros(2)}}}
 
   class Careless:
-    def end_task(self, params, state, task, features):
+    def end_task(self, params, state, task, clips):
       own = {"head": np.zeros(2), "prompts": np.zeros(2)}
       params = {**params, "shared": {"a": np.zeros(1)}, "tasks": {**params["tasks"], "avs": own}}
       state = {"shared": {"n": np.zeros(1)}, "tasks": {**state["tasks"], "avs": {"mean": np.ones(2)}}}
@@ -74,11 +74,12 @@ def test_a_method_that_changes_what_it_has_not_learned_is_named_and_nothing_is_s
   made, saved = types.SimpleNamespace(method=Careless(), tasks={"ave": None, "avs": None}), []
   fake = types.SimpleNamespace(experiment=made, params=params, state=state, best=None, live=None, anchors={})
   fake.absorb, fake.features = lambda: None, lambda name, prompted: iter(())
+  fake.members, fake.mesh = lambda name: [name], sharding.make_mesh((-1, 1))
   monkeypatch.setattr(train, "anchor_of", lambda run, name: {})
   monkeypatch.setattr(train.resume, "save", lambda run, learned: saved.append(learned))
   with pytest.raises(RuntimeError, match=f"Careless.end_task, after avs, .*{path}") if path else contextlib.nullcontext():
     train.finish_task(fake, "avs")
-  assert saved == ([] if path else ["avs"])
+  assert saved == ([] if path else [["avs"]])
 
 
 @pytest.mark.parametrize(("num_workers", "share"), [(0, 1), (1, 1), (4, 4)])

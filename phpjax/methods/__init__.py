@@ -6,14 +6,20 @@ import dataclasses
 import difflib
 from typing import Any
 
-from phpjax.methods.base import Backbone, Method, Sizes
+from phpjax.methods.base import Backbone, Method, Sizes, TrainingClips
 from phpjax.methods.copl import CoPL
+from phpjax.methods.ewc import EWC
 from phpjax.methods.finetune import FineTune
+from phpjax.methods.joint import Joint
+from phpjax.methods.lwf import LwF
 from phpjax.methods.php import PHP
 
 METHODS: dict[str, type[Method]] = {
   "linear_probe": Method,
   "finetune": FineTune,
+  "ewc": EWC,
+  "lwf": LwF,
+  "joint": Joint,
   "php": PHP,
   "copl": CoPL,
 }
@@ -31,4 +37,4 @@ def make_method(name: str, backbone: Backbone, **options: Any) -> Method:
   return METHODS[name](backbone, **{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
 
 
-__all__ = ["METHODS", "Backbone", "Method", "Sizes", "make_method"]
+__all__ = ["METHODS", "Backbone", "Method", "Sizes", "TrainingClips", "make_method"]

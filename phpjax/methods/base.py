@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -77,18 +77,37 @@ class Backbone:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainingClips:
+  """What `Method.end_task` may ask about the training clips of the task that has just been learned; evaluation mode.
+
+  Every call runs over all of them once. Every process gets the same, and all of them must ask alike.
+
+  Attributes:
+    features: `features(prompted)` -> ({modality: Features}, batch) of one batch after another.
+    squared_gradients: `squared_gradients()` -> {key of `uses`: tree} on the host: the mean over clips of the squared gradient
+      of the task's own loss (without `task_weight`) on that clip alone, the diagonal of the empirical Fisher information.
+  """
+
+  features: Callable[[bool], Iterator[tuple[Tree, Tree]]]
+  squared_gradients: Callable[[], Tree]
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
   """Linear probe: no prompts, a head per task; and the hooks that other methods override.
 
   Trees: `trainable = {"shared": ..., "task": {"prompts": ..., "head": ...}}` is what learns now;
-  `frozen = {"encoders": ..., "shared": ...}` is what this task reads and must not change. Methods are hashable and
-  hold no arrays, so they may be closed over by jit.
+  `frozen = {"encoders": ..., "shared": ...}` is what this task reads and must not change; with `needs_old`, that of a training
+  step holds earlier tasks' heads too, as "old". Methods are hashable and hold no arrays, so they may be closed over by jit.
 
   Attributes:
     backbone: sizes of the encoders.
     remat: keep only what stands between layers for the gradient and compute the rest again: less memory, more time.
     needs_query: run the unprompted encoders first and hand their features to `start`.
     needs_past: hand the other tasks' prompts, stacked and masked, to `start`.
+    needs_old: run the training clips through the `teacher` too, and hand to `distil` what it and the current parameters let
+      earlier tasks' heads say of them.
+    joint: learn all tasks at once instead of one after another (phpjax/joint.py).
     routed: where the task is not given at test, a clip gets the prompts of the task that it looks like; False: the method does
       not need to know (its prompts are those of all tasks, or chosen by the clip).
     routed_head: of a growing label set, the head of that task alone answers then; False: the heads of all tasks do.
@@ -98,8 +117,15 @@ class Method:
   remat: bool = False
   needs_query: ClassVar[bool] = False
   needs_past: ClassVar[bool] = False
+  needs_old: ClassVar[bool] = False
+  joint: ClassVar[bool] = False
   routed: ClassVar[bool] = True
   routed_head: ClassVar[bool] = True
+
+  def notes(self, tasks: Mapping[str, Any]) -> Iterator[str]:
+    """What a run on these tasks, {name: Task} in learning order, has to say of the method once."""
+    del tasks
+    yield from ()
 
   def init_shared(self, rng: jax.Array) -> Tree:
     """Parameters that learn on every task."""
@@ -111,8 +137,9 @@ class Method:
     del rng, task, previous
     return {}
 
-  def init_state(self) -> Tree:
-    """Shared state: what changes without a gradient."""
+  def init_state(self, shared: Tree) -> Tree:
+    """Shared state: what changes without a gradient; `shared` are the parameters of `init_shared`. Its structure stays."""
+    del shared
     return {}
 
   def init_task_state(self, task: Any) -> Tree:
@@ -213,16 +240,22 @@ class Method:
     del task, context, features, outputs, batch
     return {}
 
-  def end_task(
-    self, params: Tree, state: Tree, task: Any, features: Callable[[bool], Iterator[tuple[Tree, Tree]]]
-  ) -> tuple[Tree, Tree]:
+  def teacher(self, state: Tree) -> Tree:
+    """The shared parameters of a teacher, out of the shared state (`needs_old`)."""
+    raise NotImplementedError
+
+  def distil(self, task: Any, student: Tree, teacher: Tree, batch: Tree) -> jax.Array:
+    """Weighted loss between two outputs of an earlier task's head on the same clips, a scalar (`needs_old`)."""
+    raise NotImplementedError
+
+  def end_task(self, params: Tree, state: Tree, task: Any, clips: TrainingClips) -> tuple[Tree, Tree]:
     """After a task: consolidate (statistics, centroids); by default nothing.
 
     Args:
       params, state: the whole trees, of all tasks so far; those of earlier tasks are written already and must stay as they are.
+        What is kept of an array beside it must be a copy: the next task's steps take both.
       task: the task that has just been learned.
-      features: `features(prompted)` runs over its training clips once -> ({modality: Features}, batch), evaluation mode; the
-        same rows, all of them, on every process.
+      clips: its training clips.
     """
-    del task, features
+    del task, clips
     return params, state

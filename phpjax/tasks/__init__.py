@@ -7,5 +7,6 @@ from phpjax.tasks.classes import Classes
 from phpjax.tasks.event import AVE, AVVP
 from phpjax.tasks.question import AVQA
 from phpjax.tasks.segmentation import AVS
+from phpjax.tasks.together import Together
 
-__all__ = ["AVE", "AVQA", "AVS", "AVVP", "Classes", "Task", "Widths"]
+__all__ = ["AVE", "AVQA", "AVS", "AVVP", "Classes", "Task", "Together", "Widths"]

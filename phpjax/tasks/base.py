@@ -48,6 +48,9 @@ class Task:
   growing: ClassVar[bool] = False  # whether the label set is that of all such tasks together
   constant_encoders: ClassVar[tuple[str, ...]] = ()  # that only `constants` reads
   device_keys: ClassVar[tuple[str, ...]] = ("visual", "audio", "label", "mask")
+  distils: ClassVar[bool] = (
+    False  # the head reads the features of a clip and nothing else, so it can answer on other tasks' clips
+  )
 
   def label_shapes(self, seconds: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """{key: (shape of one example, dtype)} of what a batch holds beside media and mask; `seconds` of the clip are run."""
@@ -81,6 +84,14 @@ class Task:
     """Scalar, mean over the real clips of the batch."""
     raise NotImplementedError
 
+  def distillation(self, student: Tree, teacher: Tree, temperature: float, batch: Tree) -> jax.Array:
+    """How far outputs are from a teacher's on the same clips, both softened: scalar, mean over the real clips, 0 for equals.
+
+    Kullback-Leibler divergence: the cross-entropy of Hinton et al. 2015 (arXiv 1503.02531) less the teacher's own entropy,
+    which moves no gradient; without that paper's factor temperature^2. Only of tasks that have `distils`.
+    """
+    raise NotImplementedError
+
   def scores(self, outputs: Tree) -> Tree:
     """What the metric needs of each clip, as small arrays with a leading B."""
     raise NotImplementedError
@@ -89,3 +100,16 @@ class Task:
 def masked_mean(values: jax.Array, mask: jax.Array) -> jax.Array:
   """values [B], mask [B] -> mean over the clips that are real; 0 for none."""
   return jnp.sum(values * mask) / jnp.maximum(mask.sum(), 1)
+
+
+def softened_divergence(student: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
+  """Logits [..., C] -> Kullback-Leibler divergence of the student's softmax from the teacher's, [...]."""
+  ours, theirs = (jax.nn.log_softmax(x / temperature) for x in (student, teacher))
+  return jnp.sum(jnp.exp(theirs) * (theirs - ours), axis=-1)
+
+
+def softened_binary_divergence(student: jax.Array, teacher: jax.Array, temperature: float) -> jax.Array:
+  """Log-odds -> the same of yes and no, elementwise."""
+  ours, theirs = student / temperature, teacher / temperature
+  log, yes = jax.nn.log_sigmoid, jax.nn.sigmoid(theirs)
+  return yes * (log(theirs) - log(ours)) + (1 - yes) * (log(-theirs) - log(-ours))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from phpjax.tasks.base import Task, Tree, masked_mean
+from phpjax.tasks.base import Task, Tree, masked_mean, softened_binary_divergence, softened_divergence
 
 VISUAL_TEXT = "x x x x {}."  # the leading words are place holders for a method's learnable context
 AUDIO_TEXT = "The sounds of {}"  # CLAP tells capitals apart
@@ -23,6 +23,7 @@ class EventTask(Task):
 
   kind: ClassVar[str] = "event"
   constant_encoders: ClassVar[tuple[str, ...]] = ("audio_text",)
+  distils: ClassVar[bool] = True
 
   def constants(self, encoders: Tree) -> Tree:
     """Class texts: "class_ids" int32 [C, L] for the visual side, "audio_text" float32 [C, E] for the audio side.
@@ -68,6 +69,11 @@ class EventTask(Task):
       pooled = pooled / jnp.linalg.norm(pooled, axis=-1, keepdims=True).clip(1e-6) * self.widths.embed**0.5
       logits[m] = (pooled @ head[m]["kernel"] + head[m]["bias"]).reshape(-1, self.seconds, self.num_classes)
     return logits, state
+
+  def distillation(self, student: Tree, teacher: Tree, temperature: float, batch: Tree) -> jax.Array:
+    """Of the softmax over classes: mean over seconds, sum over modalities."""
+    second = sum(softened_divergence(student[m], teacher[m], temperature) for m in EVENT_MODALITIES)
+    return masked_mean(second.mean(axis=1), batch["mask"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +158,13 @@ class AVVP(EventTask):
     pooled = self.clip_probability(outputs).clip(1e-6, 1 - 1e-6)
     entropy = -(batch["label"] * jnp.log(pooled) + (1 - batch["label"]) * jnp.log1p(-pooled))
     return masked_mean(entropy.sum(axis=-1), batch["mask"])
+
+  def distillation(self, student: Tree, teacher: Tree, temperature: float, batch: Tree) -> jax.Array:
+    """Official: of each class on its own, summed over classes and modalities, mean over seconds; released: as AVE."""
+    if self.released:
+      return super().distillation(student, teacher, temperature, batch)
+    second = sum(softened_binary_divergence(student[m], teacher[m], temperature).sum(axis=-1) for m in EVENT_MODALITIES)
+    return masked_mean(second.mean(axis=1), batch["mask"])
 
   def fused(self, outputs: Tree) -> jax.Array:
     """Logits of both modalities together, mean over the seconds: [B, C]."""

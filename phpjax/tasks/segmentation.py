@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from phpjax.tasks import conv
-from phpjax.tasks.base import Task, Tree, masked_mean
+from phpjax.tasks.base import Task, Tree, masked_mean, softened_binary_divergence
 
 
 class PixelScore(nn.Module):
@@ -79,6 +79,7 @@ class AVS(Task):
 
   image_size: int = 224
   kind: ClassVar[str] = "segmentation"
+  distils: ClassVar[bool] = True
   device_keys: ClassVar[tuple[str, ...]] = ("visual", "audio", "label", "label_mask", "mask")
 
   def label_shapes(self, seconds: int) -> dict[str, tuple[tuple[int, ...], Any]]:
@@ -136,6 +137,11 @@ class AVS(Task):
     entropy = (jax.nn.softplus(logits) - label * logits).mean(axis=(2, 3))  # [B, T]
     weight = batch["label_mask"]
     return masked_mean((entropy * weight).sum(1) / weight.sum(1).clip(1), batch["mask"])
+
+  def distillation(self, student: Tree, teacher: Tree, temperature: float, batch: Tree) -> jax.Array:
+    """Of every pixel, mean over pixels and seconds."""
+    divergence = softened_binary_divergence(student["mask"], teacher["mask"], temperature)
+    return masked_mean(divergence.mean(axis=(1, 2, 3)), batch["mask"])
 
   def scores(self, outputs: Tree) -> Tree:
     """Logits [B, T, H, W]."""
