@@ -189,8 +189,8 @@ def data_summary(run: Any) -> Tree:
 
 
 def selection(run: Any) -> Tree:
-  """{learned task: the split that chose its epoch (None: the last one counts), that epoch, from 1, of how many, and the main
-  score of each on that split}."""
+  """{learned task: the split that chose its epoch (None: the last one counts), that epoch, from 1, of how many (0: of none, no
+  epoch is trained), and the main score of each on that split}."""
   found = {}
   for name in run.learned:
     scores = run.history["validation"].get(name, [])
@@ -201,6 +201,8 @@ def selection(run: Any) -> Tree:
 
 def selection_of(run: Any) -> str:
   """The same in a few words."""
+  if not run.experiment.method.learns:
+    return "no epoch is trained, there is none to choose"
   chosen: dict[str | None, list[str]] = {}
   for name, how in selection(run).items():
     chosen.setdefault(how["split"], []).append(name)
@@ -291,12 +293,16 @@ def dry_run(run: Any, begin: Callable[[Any, str], None]) -> str:
     live, _ = partition.split(run.params, name, experiment.method.uses(experiment.tasks[name]))
     shared, own = partition.count(live["shared"]), partition.count(live["task"])
     lines.append(f"  {name:20s}{frozen:14,d}{shared:12,d}{own:14,d}{(shared + own) / (frozen + shared + own):12.2%}")
-    planned[name] = planned_bytes(run.lower_train(name).compile())
+    if experiment.method.learns:
+      planned[name] = planned_bytes(run.lower_train(name).compile())
+  encoders = f"encoders {partition.num_bytes(run.params['encoders']) / 2**30:.2f} GiB"
+  if not planned:
+    return "\n".join([*lines, "", f"memory: {encoders}; no training step is taken"])
   largest = max(planned, key=planned.get)
   lines += [
     "",
-    f"memory of a training step per device: {planned[largest] / 2**30:.2f} GiB (largest: {largest}), of which encoders "
-    f"{partition.num_bytes(run.params['encoders']) / 2**30:.2f} GiB; batch_size {run.config.batch_size}",
+    f"memory of a training step per device: {planned[largest] / 2**30:.2f} GiB (largest: {largest}), of which {encoders}; "
+    f"batch_size {run.config.batch_size}",
   ]
   return "\n".join(lines)
 

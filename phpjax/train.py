@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ from data_pipelines import DataError
 from phpjax import distributed, nonfinite, optimizer, results, resume, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
-from phpjax.run import Run, Stopped, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
+from phpjax.run import Run, Stopped, add_task, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
 from phpjax.scoring import choose, evaluate_seen
 
 Tree = dict[str, Any]
@@ -38,7 +38,7 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
     announce(run, found)
     for index in range(run.position.task, len(run.names)):
       if run.names[index] not in run.learned:
-        learn(run, index)
+        (learn if run.experiment.method.learns else look)(run, index)
       with saved_if_stopped(run):
         evaluate_seen(run, index)
       run.position = dataclasses.replace(run.position, task=index + 1, epoch=0, batch=0)
@@ -49,12 +49,13 @@ def train_and_evaluate(config: ConfigDict, folder: pathlib.Path) -> Tree:
 
 def announce(run: Run, found: bool) -> None:
   """Says where a continued run goes on, and starts the bar over all tasks."""
-  at, costs = run.position, [run.num_batches(name) * run.num_epochs(name) * run.seconds(name) for name in run.names]
+  at, costs = run.position, [run.num_steps(name) * run.seconds(name) for name in run.names]
   done = sum(costs[: len(run.learned)])
   if run.live:
     done += run.done_steps() * run.seconds(run.names[at.task])
   if found and at.task < len(run.names):
-    doing = "evaluation" if run.names[at.task] in run.learned else f"epoch {at.epoch + 1}, step {at.step + 1}"
+    doing = f"epoch {at.epoch + 1}, step {at.step + 1}" if run.experiment.method.learns else "its training clips"
+    doing = "evaluation" if run.names[at.task] in run.learned else doing
     run.progress.note(f"continuing at task {at.task + 1}/{len(run.names)}, {doing}")
   run.progress.start(sum(costs), done)
 
@@ -95,8 +96,8 @@ def learn(run: Run, index: int) -> None:
   name, config = run.names[index], run.config
   if run.live is None:
     begin(run, name)
-  per_epoch, num_epochs = run.num_batches(name), run.num_epochs(name)
-  run.progress.task(name, index, len(run.names), per_epoch * num_epochs, run.done_steps(), cost=run.seconds(name))
+  num_epochs = run.num_epochs(name)
+  run.progress.task(name, index, len(run.names), run.num_steps(name), run.done_steps(), cost=run.seconds(name))
   inputs = run.train_inputs(name)
   for epoch in range(run.position.epoch, num_epochs):
     scale = optimizer.lr_scale(epoch, num_epochs, config.opt.min_scale, config.opt.later_shared_scale if index else 1.0)
@@ -106,18 +107,41 @@ def learn(run: Run, index: int) -> None:
     run.position = dataclasses.replace(run.position, epoch=epoch + 1, batch=0)
     if epoch + 1 < num_epochs:
       resume.save(run)
-  finish_task(run, name)
+  finish_task(run, name, functools.partial(run.features, name))
 
 
-def finish_task(run: Run, name: str) -> None:
-  """The epoch that counts becomes the task's, the method has its last word, and all of it is written for good."""
+def look(run: Run, index: int) -> None:
+  """A task of a method that takes no gradient steps: at most one pass over its clips, begun again if it was cut."""
+  name = run.names[index]
+  if name not in run.params["tasks"]:
+    add_task(run, name)
+  run.progress.task(name, index, len(run.names), run.num_steps(name), cost=run.seconds(name), unit="batches")
+  with saved_if_stopped(run):
+    finish_task(run, name, functools.partial(told_features, run, name))
+
+
+def told_features(run: Run, name: str, prompted: bool) -> Iterator[tuple[Tree, Tree]]:
+  """`Run.features` that tells how far it is, and stops between two batches."""
+  total, asked = run.num_steps(name), time.monotonic()
+  for done, (features, batch) in enumerate(run.features(name, prompted), start=1):
+    yield features, batch
+    run.progress.batch(done, float(batch["mask"].sum()) / max(time.monotonic() - asked, 1e-9))
+    if done < total and run.should_stop():
+      raise Stopped
+    asked = time.monotonic()
+
+
+def finish_task(run: Run, name: str, features: Callable[[bool], Iterator[tuple[Tree, Tree]]]) -> None:
+  """The epoch that counts becomes the task's, the method has its last word, and all of it is written for good.
+
+  `features` is for the method, see `Method.end_task`.
+  """
   if run.best is not None:
     resume.put_best(run)
   run.absorb()
   run.live, run.best = None, None
-  run.params, run.state = run.experiment.method.end_task(
-    run.params, run.state, run.experiment.tasks[name], functools.partial(run.features, name)
-  )
+  params, state = run.experiment.method.end_task(run.params, run.state, run.experiment.tasks[name], features)
+  run.params, run.state = params, sharding.put_replicated(state, run.mesh)  # a method may compute it on the host
   run.anchors[name] = anchor_of(run, name)
   resume.save(run, learned=name)
 

@@ -4,6 +4,7 @@ import math
 import re
 
 import pytest
+import small
 
 from configs import base, finetune, linear_probe, php_avqa
 from phpjax import checks, compat, workdir
@@ -131,7 +132,7 @@ def test_two_configs_share_no_option():
 @pytest.mark.parametrize("mode", compat.MODES)
 @pytest.mark.parametrize("name", METHODS)
 def test_every_mode_passes_the_checks_with_the_toybox(name, mode):
-  config = {**PHP_CONFIGS, "linear_probe": linear_probe}[name].get_config("toybox")
+  config = small.config_of(name, "toybox")
   assert checks.problems(compat.resolve(set_option(config, "method.compat", mode))) == []
 
 

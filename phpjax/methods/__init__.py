@@ -8,12 +8,18 @@ from typing import Any
 
 from phpjax.methods.base import Backbone, Method, Sizes
 from phpjax.methods.finetune import FineTune
+from phpjax.methods.ncm import NCM
 from phpjax.methods.php import PHP
+from phpjax.methods.slda import SLDA
+from phpjax.methods.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
   "linear_probe": Method,
   "finetune": FineTune,
   "php": PHP,
+  "zero_shot": ZeroShot,
+  "ncm": NCM,
+  "slda": SLDA,
 }
 
 

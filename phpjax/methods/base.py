@@ -89,12 +89,25 @@ class Method:
     remat: keep only what stands between layers for the gradient and compute the rest again: less memory, more time.
     needs_query: run the unprompted encoders first and hand their features to `start`.
     needs_past: hand the other tasks' prompts, stacked and masked, to `start`.
+    learns: takes gradient steps. If not, no epoch is trained: a task is done once `end_task` has returned.
+    looks: a method that does not learn looks at the training clips, in `end_task`.
   """
 
   backbone: Backbone
   remat: bool = False
   needs_query: ClassVar[bool] = False
   needs_past: ClassVar[bool] = False
+  learns: ClassVar[bool] = True
+  looks: ClassVar[bool] = True
+
+  @classmethod
+  def refuses(cls, task: Any) -> str | None:
+    """Why a task (a `Task` or its class) means nothing to this method, for people; None: it can be learned."""
+    del task
+
+  def templates(self) -> dict[str, str]:
+    """{modality: class text with {} for the class} that `Task.constants` is to take instead of its own."""
+    return {}
 
   def init_shared(self, rng: jax.Array) -> Tree:
     """Parameters that learn on every task."""

@@ -24,20 +24,21 @@ class EventTask(Task):
   kind: ClassVar[str] = "event"
   constant_encoders: ClassVar[tuple[str, ...]] = ("audio_text",)
 
-  def constants(self, encoders: Tree) -> Tree:
+  def constants(self, encoders: Tree, **templates: str) -> Tree:
     """Class texts: "class_ids" int32 [C, L] for the visual side, "audio_text" float32 [C, E] for the audio side.
 
     The audio side reads the encoder "audio_text" where there is one (CLAP's own tower), else "text" too. Its texts hold the
-    classes' names as the data write them, underscores included: so does PHP's release.
+    classes' names as the data write them, underscores included: so does PHP's release. `templates` may replace both texts.
     """
     if "text" not in encoders:
       return {}
     seen, heard = encoders["text"], encoders.get("audio_text", encoders["text"])
     encode = lambda tower, texts: tower.tokenizer(texts, tower.module.context_length)
-    visual_ids = encode(seen, [VISUAL_TEXT.format(name.replace("_", " ")) for name in self.text_classes()])
-    audio_ids = encode(heard, [AUDIO_TEXT.format(name) for name in self.text_classes()])
-    audio_text = jax.jit(heard.module.apply)({"params": heard.params}, audio_ids).pooled
-    return {"class_ids": jnp.asarray(visual_ids), "audio_text": audio_text}
+    visual_text, audio_text = templates.get("visual", VISUAL_TEXT), templates.get("audio", AUDIO_TEXT)
+    visual_ids = encode(seen, [visual_text.format(name.replace("_", " ")) for name in self.text_classes()])
+    audio_ids = encode(heard, [audio_text.format(name) for name in self.text_classes()])
+    words = jax.jit(heard.module.apply)({"params": heard.params}, audio_ids).pooled
+    return {"class_ids": jnp.asarray(visual_ids), "audio_text": words}
 
   def text_classes(self) -> tuple[str, ...]:
     """The words behind the columns of a text classifier."""
@@ -58,6 +59,10 @@ class EventTask(Task):
     del calibration
     return logits
 
+  def against_background(self, logits: Tree) -> Tree:
+    """The same where nothing is calibrated; here background, if there is one, is a class like the others."""
+    return logits
+
   def predict(
     self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool
   ) -> tuple[Tree, Tree]:
@@ -73,6 +78,13 @@ class EventTask(Task):
 @dataclasses.dataclass(frozen=True)
 class AVE(EventTask):
   """Audio-visual event localisation (Tian et al., ECCV 2018): a class per second, the last one is background."""
+
+  samples: ClassVar[str] = "seconds"
+
+  def outputs_of(self, scores: jax.Array) -> Tree:
+    """All of it stands with the frames: both modalities are summed anyway."""
+    scores = scores.reshape(-1, self.seconds, self.num_classes)
+    return {"visual": scores, "audio": jnp.zeros_like(scores)}
 
   def label_shapes(self, seconds: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """The class of every second."""
@@ -143,6 +155,12 @@ class AVVP(EventTask):
       return super().calibrate(calibration, logits)
     share = {m: nn.log_softmax(x)[..., :-1] for m, x in logits.items()}
     return {m: jnp.exp(calibration[m]["log_scale"]) * share[m] + calibration[m]["bias"] for m in EVENT_MODALITIES}
+
+  def against_background(self, logits: Tree) -> Tree:
+    """Similarities [B, T, C + 1], background last -> log-odds [B, T, C] of a class against background, as if there were only
+    the two: above zero where its text is the closer one. Released: [B, T, C], as they are.
+    """
+    return logits if self.released else {m: x[..., :-1] - x[..., -1:] for m, x in logits.items()}
 
   def loss(self, outputs: Tree, batch: Tree) -> jax.Array:
     """Mean over clips of: official, the binary cross-entropy of the pooled probability, summed over classes; released, the
