@@ -219,7 +219,8 @@ class ClassStatistics(Method):
     shared, parts = jax.device_get(state["shared"]), self.passes(task, features)
     if shared["count"] == 0:
       parts = list(parts)
-      shared = {**shared, **standardisation(parts)}
+      found = standardisation(parts)
+      shared = {**shared, **{name: x.astype(np.float32) for name, x in found.items()}}  # as later tasks and `predict` read them
     moments = Moments.none(task.num_classes, self.width, products=self.second_moments)
     for rows, labels, weights in parts:
       moments.add(self.prepare(rows.astype(np.float64), shared), labels, weights)
