@@ -93,7 +93,7 @@ class Experiment:
 
     tree = self._make(fresh, self.key("prompts", name), self.key("head", name), previous, abstract=abstract)
     params = {**params, "tasks": {**params["tasks"], name: tree}}
-    fresh_state = {"head": task.init_state(), "method": self.method.init_task_state(task)}
+    fresh_state = {"head": self.method.init_head_state(task), "method": self.method.init_task_state(task)}
     return params, {**state, "tasks": {**state["tasks"], name: fresh_state}}
 
 

@@ -111,7 +111,7 @@ def learned(method, drawings, batch_size=CLIPS, seed=None):
     task, order = named(f"task {i}"), np.arange(len(labels))
     if seed is not None:
       order = np.random.default_rng(seed + i).permutation(order)
-    state["tasks"][task.name] = {"head": {}, "method": method.init_task_state(task)}
+    state["tasks"][task.name] = {"head": method.init_head_state(task), "method": {}}
     before = jax.device_get(state["tasks"])
     params, state = method.end_task({"tasks": {}}, state, task, stream(features, labels, batch_size, order))
     assert params == {"tasks": {}}
@@ -121,7 +121,7 @@ def learned(method, drawings, batch_size=CLIPS, seed=None):
 
 
 def scores_of(method, state, name, features):
-  """`start` and `predict` as the engine calls them, jitted -> the sum of both modalities' outputs [B * T, C]."""
+  """`start` and `predict` as the engine calls them, jitted -> AVE's scores [B * T, C]."""
   task = named(name)
 
   @jax.jit
@@ -130,7 +130,8 @@ def scores_of(method, state, name, features):
     how = {"query": None, "mask": None, "rng": None, "train": False}
     context = method.start(task, {}, {}, of_task, None, {}, **how)
     batch = {"mask": np.ones(len(features["visual"].pooled) // T)}
-    return method.predict(task, {}, {}, {}, features, context, {}, batch, rng=None, train=False)[0]
+    own = of_task["task"]["head"]
+    return method.predict(task, {}, {}, own, features, context, {}, batch, rng=None, train=False)[0]
 
   outputs = call(state, features)
   return np.asarray(task.scores(outputs)["scores"]).reshape(-1, C)
@@ -202,7 +203,7 @@ def test_a_task_of_whole_clips_needs_a_label_for_each(drawings):
   rows = raw_rows(features).reshape(CLIPS, T, -1).mean(1)
   inputs = reference_inputs(rows, slice(None))
   inputs /= np.linalg.norm(inputs, axis=1, keepdims=True)
-  own = state["tasks"]["task"]["method"]
+  own = state["tasks"]["task"]["head"]
   np.testing.assert_allclose(own["means"], reference_means(inputs, labels, range(C)), atol=1e-6)
   assert own["counts"].tolist() == np.bincount(labels).tolist() and state["shared"]["count"] == CLIPS
 
@@ -396,7 +397,7 @@ def test_a_later_task_changes_the_covariance_and_no_part_of_an_older_one(twice, 
   assert first["state"]["count"] * 2 == last["state"]["count"] == 2 * 4 * 10
   np.testing.assert_allclose(last["state"]["scatter"], 2 * first["state"]["scatter"], rtol=1e-4, atol=1e-4)
   small.assert_same_bits(first["state"]["mean"], last["state"]["mean"])
-  small.assert_same_bits(*(last[f"task_{name}"]["state"]["method"] for name in ("later", "ave")))
+  small.assert_same_bits(*(last[f"task_{name}"]["state"]["head"] for name in ("later", "ave")))
   opened = predict.load(tmp_path / "run")
   clip = sorted((toybox / "AVE").glob("*.mp4"))[0]
   assert len(opened.predict("ave", video=clip).to_dict()["seconds"]) == 10

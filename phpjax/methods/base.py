@@ -206,6 +206,10 @@ class Method:
     """The head's parameters; a method that overrides `predict` may need another."""
     return task.init_head(rng)
 
+  def init_head_state(self, task: Any) -> Tree:
+    """What of the head changes without a gradient, `state` of `predict`."""
+    return task.init_state()
+
   def task_weight(self, task: Any) -> float:
     """Weight of the task's own loss."""
     del task

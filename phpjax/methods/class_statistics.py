@@ -157,21 +157,21 @@ class ClassStatistics(Method):
     """What standardises, and the samples so far: none."""
     return {"mean": jnp.zeros(self.width), "std": jnp.ones(self.width), "count": jnp.zeros(())}
 
-  def init_task_state(self, task: Any) -> Tree:
-    """The classes of a task: no sample."""
-    return {"means": jnp.zeros((task.num_classes, self.width)), "counts": jnp.zeros(task.num_classes)}
-
   def init_head(self, rng: jax.Array, task: Any) -> Tree:
-    """The statistics are the classifier."""
+    """Nothing learns: the classifier is the head's state."""
     del rng, task
     return {}
+
+  def init_head_state(self, task: Any) -> Tree:
+    """The classes of a task: no sample."""
+    return {"means": jnp.zeros((task.num_classes, self.width)), "counts": jnp.zeros(task.num_classes)}
 
   # -- scores
 
   def start(self, task: Any, trainable: Tree, frozen: Tree, state: Tree, past: Tree | None, streams: Tree, **how: Any) -> Tree:
-    """Hands the statistics to `predict`."""
+    """Hands what all tasks share to `predict`."""
     del task, trainable, frozen, past, streams, how
-    return {"all_tasks": state["shared"], "classes": state["task"]["method"]}
+    return {"all_tasks": state["shared"]}
 
   def predict(
     self,
@@ -187,9 +187,9 @@ class ClassStatistics(Method):
     rng: jax.Array | None,
     train: bool,
   ) -> tuple[Tree, Tree]:
-    """The samples against the classes of the task."""
+    """The samples against the classes of a task, which are its head's `state`."""
     rows = self.prepare(self.samples(task, features, batch), context["all_tasks"])
-    return task.outputs_of(self.scores(rows, context["classes"], context["all_tasks"])), state
+    return task.outputs_of(self.scores(rows, state, context["all_tasks"])), state
 
   def samples(self, task: Any, features: Tree, batch: Tree) -> jax.Array:
     """Raw features of a batch's samples, float32 [N, D]: of its seconds in their order, or means over a clip's seconds."""
@@ -207,7 +207,7 @@ class ClassStatistics(Method):
     return rows / ((rows * rows).sum(axis=-1, keepdims=True) ** 0.5).clip(EPS) if self.unit else rows
 
   def scores(self, rows: jax.Array, classes: Tree, shared: Tree) -> jax.Array:
-    """Prepared samples [N, D] against {"means" [C, D], "counts" [C]} -> [N, C]; classes of several tasks may be joined."""
+    """Prepared samples [N, D] against {"means" [C, D], "counts" [C]} -> [N, C]; comparable over the classes of all tasks."""
     raise NotImplementedError
 
   # -- statistics
@@ -227,7 +227,7 @@ class ClassStatistics(Method):
     shared = self.consolidate({**shared, "count": shared["count"] + moments.counts.sum()}, moments)
     own = {"means": moments.means, "counts": moments.counts}
     shared, own = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (shared, own))
-    tasks = {**state["tasks"], task.name: {**state["tasks"][task.name], "method": own}}
+    tasks = {**state["tasks"], task.name: {**state["tasks"][task.name], "head": own}}
     return params, {**state, "shared": shared, "tasks": tasks}
 
   def passes(self, task: Any, features: Callable[[bool], Iterator[tuple[Tree, Tree]]]) -> Iterator[Rows]:
