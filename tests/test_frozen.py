@@ -272,15 +272,17 @@ def test_zero_shot_sums_both_modalities_on_ave():
   np.testing.assert_allclose(scores, logits["visual"] + logits["audio"], rtol=1e-4, atol=1e-4)
 
 
-def test_zero_shot_says_what_is_closer_than_background_on_avvp():
+def test_zero_shot_says_what_has_its_share_of_the_softmax_on_avvp():
   outputs, logits, task = zero_shot_outputs("avvp")
   found = jax.device_get(task.scores(outputs))
   for m in ("visual", "audio"):
-    np.testing.assert_allclose(outputs[m], logits[m][..., :-1] - logits[m][..., -1:], rtol=1e-4, atol=1e-4)
-    clear = np.abs(outputs[m]) > 1e-3
-    above = logits[m][..., :-1] > logits[m][..., -1:]
-    assert np.array_equal((found[m] >= 0.5)[clear], above[clear])
+    share = np.exp(logits[m] - logits[m].max(-1, keepdims=True))
+    share = (share / share.sum(-1, keepdims=True))[..., :-1]  # without background, which stands last
+    np.testing.assert_allclose(outputs[m], np.exp(-1) * np.log(share) + 0.5, rtol=1e-4, atol=1e-4)
+    above, clear = share > np.exp(-np.e / 2), np.abs(share - np.exp(-np.e / 2)) > 1e-3
+    assert share.shape == (2, T, C) and np.array_equal((found[m] >= 0.5)[clear], above[clear])
     assert not (avvp.decide(found[m], found["clip"]) & ~above & clear).any()
+    assert above.any() and not above.all()
 
 
 def test_zero_shot_has_no_background_where_the_protocol_has_none():

@@ -59,10 +59,6 @@ class EventTask(Task):
     del calibration
     return logits
 
-  def against_background(self, logits: Tree) -> Tree:
-    """The same where nothing is calibrated; here background, if there is one, is a class like the others."""
-    return logits
-
   def predict(
     self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool
   ) -> tuple[Tree, Tree]:
@@ -155,12 +151,6 @@ class AVVP(EventTask):
       return super().calibrate(calibration, logits)
     share = {m: nn.log_softmax(x)[..., :-1] for m, x in logits.items()}
     return {m: jnp.exp(calibration[m]["log_scale"]) * share[m] + calibration[m]["bias"] for m in EVENT_MODALITIES}
-
-  def against_background(self, logits: Tree) -> Tree:
-    """Similarities [B, T, C + 1], background last -> log-odds [B, T, C] of a class against background, as if there were only
-    the two: above zero where its text is the closer one. Released: [B, T, C], as they are.
-    """
-    return logits if self.released else {m: x[..., :-1] - x[..., -1:] for m, x in logits.items()}
 
   def loss(self, outputs: Tree, batch: Tree) -> jax.Array:
     """Mean over clips of: official, the binary cross-entropy of the pooled probability, summed over classes; released, the
