@@ -6,6 +6,9 @@ Hayes and Kanan (2020, arXiv 1909.01520): class means and one covariance within 
 (1 - 1e-4) S + 1e-4 I on features as they are. Here it is 0.3 towards the identity of the covariance's own trace, on features
 that the first task standardises, and the covariance is that about the final means of the classes (phpjax/methods/slda.py).
 
+`patch_mean` lays the mean of the last layer's tokens beside the pooled features: AVE of the toybox's `val`, one run each, 96.8
+percent with it, 96.0 without.
+
 Tasks in which every second or clip has exactly one class: AVE here. Variants as in configs/linear_probe.py.
 """
 
