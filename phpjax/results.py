@@ -201,10 +201,10 @@ def selection(run: Any) -> Tree:
 
 def selection_of(run: Any) -> str:
   """The same in a few words."""
-  if not run.experiment.method.learns:
+  found, chosen = selection(run), dict[str | None, list[str]]()
+  if found and not any(how["epochs"] for how in found.values()):
     return "no epoch is trained, there is none to choose"
-  chosen: dict[str | None, list[str]] = {}
-  for name, how in selection(run).items():
+  for name, how in found.items():
     chosen.setdefault(how["split"], []).append(name)
   last = "no split chose it, the last of a fixed number of epochs counts"
   return "; ".join(

@@ -385,11 +385,12 @@ def twice(monkeypatch, toybox):
   return config
 
 
-def test_a_later_task_changes_the_covariance_and_no_part_of_an_older_one(twice, toybox, tmp_path):
+def test_a_later_task_changes_the_covariance_and_no_part_of_an_older_one(twice, toybox, tmp_path, capsys):
   final = train.train_and_evaluate(twice, tmp_path / "run")
   assert final["steps"] == 0 and final["parameters"]["shared"] == 0 and set(final["parameters"]["per_task"].values()) == {0}
   nothing = {"split": None, "epoch": 0, "epochs": 0, "scores": []}
   assert final["data"]["model_selection"] == {"ave": nothing, "later": nothing}
+  assert "model: no epoch is trained, there is none to choose" in capsys.readouterr().err
   assert final["matrix"][0][1] is None and all(0 <= x <= 1 for x in final["matrix"][1])
   assert final == json.loads((tmp_path / "run" / "results.json").read_text())
   folder = tmp_path / "run" / "checkpoints"
