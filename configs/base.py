@@ -213,13 +213,18 @@ def php(variant: str, name: str = "php") -> ConfigDict:
   size, changes = split(variant, PHP_SIZES)
   modules = {"released": "full", "released_toybox": "toybox"}.get(size, size)
   c = sized(modules)
-  if modules == "full":  # class texts for the audio side; without it `text` reads both
-    c.encoders.audio_text = ConfigDict({"name": "roberta_base", "weights": ""})
+  if modules == "full":
+    add_audio_text(c)
   empty = {option: placeholder(kind) for option, kind in _PHP_COMPAT.items()}  # made anew: placeholders remember their value
   c.method = ConfigDict({"name": name, "compat": "paper", **_PHP, **empty, **_PHP_OF_SIZE[modules]})
   if size.startswith("released"):
     release(c)
   return changed(c, changes, PHP_SIZES, change_phases, PHASE_CHANGES)
+
+
+def add_audio_text(c: ConfigDict) -> None:
+  """CLAP's own text tower for class texts of the audio side at full size; without it `text` reads both sides'."""
+  c.encoders.audio_text = ConfigDict({"name": "roberta_base", "weights": ""})
 
 
 def release(c: ConfigDict) -> ConfigDict:
@@ -271,10 +276,12 @@ def class_incremental(c: ConfigDict, family: str) -> None:
 # -- variants ----------------------------------------------------------------------------------------------------
 
 
-def experiment(variant: str) -> ConfigDict:
-  """An experiment without PHP's modules, as `base` has it."""
+def experiment(variant: str, tasks: tuple[str, ...] | None = None) -> ConfigDict:
+  """An experiment without PHP's modules, as `base` has it but for `tasks`, where a method cannot learn them all."""
   size, changes = split(variant, SIZES)
-  return changed(sized(size), changes, SIZES)
+  c = sized(size)
+  c.tasks = tasks or c.tasks
+  return changed(c, changes, SIZES)
 
 
 def sized(size: str) -> ConfigDict:

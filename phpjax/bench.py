@@ -32,6 +32,7 @@ from phpjax.bench_steps import median
 from phpjax.encoders import ENCODERS, make_encoder, pretrained
 from phpjax.encoders.tokenizer import word_tokenizer
 from phpjax.errors import UserError
+from phpjax.methods import METHODS
 
 TEXT_LENGTH = 16  # tokens of a caption
 COLUMNS = ("encoder", "parameters", "tokens", "GFLOP", "load s", "examples/s")
@@ -101,7 +102,9 @@ def main(argv: list[str]) -> None:
 
 
 def measure_steps(config: ConfigDict, arguments: list[str], given: dict[str, Any]) -> None:
-  """The table of an experiment's tasks, or one task's numbers as JSON."""
+  """The table of an experiment's tasks, or one task's numbers as JSON; raises UserError for a method without a step."""
+  if config.method.name in METHODS and not METHODS[config.method.name].learns:
+    raise UserError(f"method {config.method.name} takes no training step: there is nothing to measure")
   cli.use_compile_cache()
   if given["only"]:
     print(json.dumps(bench_steps.measure(config, given["only"], given["repeats"])))

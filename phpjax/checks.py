@@ -99,12 +99,13 @@ def _encoders(config: ConfigDict) -> Iterator[str]:
 
 
 def _method(config: ConfigDict) -> Iterator[str]:
-  """The method's name, and whether its options fit the encoders."""
+  """The method's name, whether it can learn the tasks, and whether its options fit the encoders."""
   if config.method.name not in METHODS:
     yield f"unknown method {config.method.name!r}; known: {', '.join(sorted(METHODS))}"
-  elif all(
-    e.name in ENCODERS and ENCODERS[e.name][0].modality == experiment.modality_of(m) for m, e in config.encoders.items()
-  ):
+    return
+  if found := experiment.refused(config, [name for name in config.tasks if name in BENCHMARKS]):
+    yield found
+  if all(e.name in ENCODERS and ENCODERS[e.name][0].modality == experiment.modality_of(m) for m, e in config.encoders.items()):
     try:
       modules = experiment.modules_of(config)
       model.layer_map({m: module for m, module in modules.items() if module.modality != "text"})

@@ -9,7 +9,7 @@ import os
 import pathlib
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -64,7 +64,8 @@ class Experiment:
     """{task name: what it needs of the encoders once}; encoders that nothing else needs are opened for it and closed again."""
     wanted = {m for task in self.tasks.values() for m in task.constant_encoders}
     opened = {m: load(self.config, m) for m in self.config.encoders if m in ONLY_CONSTANTS and m in wanted}
-    return {name: jax.device_get(task.constants({**self.encoders, **opened})) for name, task in self.tasks.items()}
+    encoders, texts = {**self.encoders, **opened}, self.method.templates()
+    return {name: jax.device_get(task.constants(encoders, **texts)) for name, task in self.tasks.items()}
 
   def key(self, *names: str) -> jax.Array:
     """A random key for a named purpose: a pure function of the seed."""
@@ -95,7 +96,7 @@ class Experiment:
 
     tree = self._make(fresh, self.key("prompts", name), self.key("head", name), previous, abstract=abstract)
     params = {**params, "tasks": {**params["tasks"], name: tree}}
-    fresh_state = {"head": task.init_state(), "method": self.method.init_task_state(task)}
+    fresh_state = {"head": self.method.init_head_state(task), "method": self.method.init_task_state(task)}
     if self.config.task_id == "inferred":  # filled when the task is learned
       fresh_state["centroids"] = np.zeros((routing.NUM_CENTROIDS, routing.width(self.encoders)), np.float32)
     return params, {**state, "tasks": {**state["tasks"], name: fresh_state}}
@@ -129,7 +130,9 @@ def evaluation_splits(config: ConfigDict) -> tuple[str, ...]:
 
 
 def num_epochs(config: ConfigDict, name: str) -> int:
-  """Epochs of a task: `num_epochs` times the task's `epoch_factor`."""
+  """Epochs of a task: `num_epochs` times the task's `epoch_factor`; none of a method that takes no gradient steps."""
+  if not METHODS.get(config.method.name, Method).learns:
+    return 0
   return config.num_epochs * config.epoch_factor.get(name, 1)
 
 
@@ -176,6 +179,8 @@ def sizes_of(encoder: ConfigDict) -> dict[str, Any]:
 
 def build(config: ConfigDict, infos: dict[str, TaskInfo], sharding: Any = None) -> Experiment:
   """Opens the encoders, their weights placed by `sharding`, and makes tasks and method; raises UserError."""
+  if found := refused(config, infos):
+    raise UserError(found)
   try:
     encoders = {m: load(config, m, sharding) for m in config.encoders if m not in ONLY_CONSTANTS}
     weights = {m: {"name": e.name, "sha256": e.sha256} for m, e in encoders.items()}
@@ -188,6 +193,17 @@ def build(config: ConfigDict, infos: dict[str, TaskInfo], sharding: Any = None) 
   except (ValueError, OSError) as error:
     raise UserError(str(error)) from error
   return Experiment(config, encoders, weights, method, tasks, infos)
+
+
+def refused(config: ConfigDict, names: Iterable[str]) -> str:
+  """One line about the tasks that mean nothing to the config's method, "" if there are none."""
+  method = METHODS.get(config.method.name, Method)
+  reasons = {name: reason for name in names if (reason := method.refuses(BENCHMARKS[name].task))}
+  if not reasons:
+    return ""
+  fit = ", ".join(name for name, benchmark in BENCHMARKS.items() if not method.refuses(benchmark.task))
+  why = "; ".join(dict.fromkeys(reasons.values()))
+  return f"method {config.method.name} cannot learn {', '.join(reasons)}: {why}; of --config.tasks it can learn {fit}"
 
 
 def modules_of(config: ConfigDict) -> Tree:

@@ -68,8 +68,10 @@ class Progress:
     if self._live:
       self._bar("run", "all tasks", round(total_cost), round(done_cost))
 
-  def task(self, name: str, index: int, num_tasks: int, total_steps: int, done_steps: int = 0, cost: float = 1.0) -> None:
-    """Begins a task: its place (from 0) among `num_tasks`, its steps, how many of them are done, and what one costs."""
+  def task(
+    self, name: str, index: int, num_tasks: int, total_steps: int, done_steps: int = 0, cost: float = 1.0, unit: str = "steps"
+  ) -> None:
+    """Begins a task: its place (from 0) among `num_tasks`, its steps (or `unit`), how many are done, and what one costs."""
     self.beat()
     self._cost = cost
     self._task = f"[{index + 1}/{num_tasks} {name}]"
@@ -79,7 +81,7 @@ class Progress:
     if self._live:
       self._bar("task", f"{index + 1}/{num_tasks} {name}", total_steps, done_steps)
     else:
-      self._line(f"{self._task} {total_steps - done_steps} steps to do")
+      self._line(f"{self._task} {total_steps - done_steps} {unit} to do")
 
   def step(self, epoch: int, num_epochs: int, step: int, loss: float, examples_per_s: float) -> None:
     """Tells of a training step.
@@ -91,11 +93,18 @@ class Progress:
       loss: of this step.
       examples_per_s: examples per second, over all devices.
     """
+    text = f"epoch {epoch + 1}/{num_epochs}  loss {float(loss):.4g}  {float(examples_per_s):.1f} examples/s"
+    self._advance(step, num_epochs, text, "step")
+
+  def batch(self, done: int, examples_per_s: float) -> None:
+    """Tells of a batch of training clips that are looked at without a step; `done`: such batches of this task so far."""
+    self._advance(done, 1, f"{float(examples_per_s):.1f} examples/s", "batch")
+
+  def _advance(self, step: int, num_epochs: int, text: str, unit: str) -> None:
+    """The bars, or a line now and then."""
     self.beat()
     self._measure(step)
     left = self._time_left(step)
-    loss, examples_per_s = float(loss), float(examples_per_s)
-    text = f"epoch {epoch + 1}/{num_epochs}  loss {loss:.4g}  {examples_per_s:.1f} examples/s"
     if self._live:
       self._update("task", step, f"{text}  {left[0]} left")
       self._update("run", round(self._run_done), f"{left[1]} left")
@@ -105,7 +114,7 @@ class Progress:
       self._epochs_told = (step - 1) * num_epochs // self._task_total
     if epochs_done > self._epochs_told or self._due():
       self._epochs_told = epochs_done
-      self._line(f"{self._task} {text}  step {step}/{self._task_total}  left: {left[0]}, all tasks {left[1]}")
+      self._line(f"{self._task} {text}  {unit} {step}/{self._task_total}  left: {left[0]}, all tasks {left[1]}")
 
   def evaluation(self, name: str, done: int, total: int) -> None:
     """Tells that `done` of `total` examples of the set `name` are evaluated."""

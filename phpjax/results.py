@@ -223,8 +223,8 @@ def data_summary(run: Any) -> Tree:
 
 
 def selection(run: Any) -> Tree:
-  """{learned task: the split that chose its epoch (None: the last one counts), that epoch, from 1, of how many, and the main
-  score of each on that split, of tasks that are learned at once the mean}."""
+  """{learned task: the split that chose its epoch (None: the last one counts), that epoch, from 1, of how many (0: of none, no
+  epoch is trained), and the main score of each on that split, of tasks that are learned at once the mean}."""
   found = {}
   for name in run.learned:
     scores = run.history["validation"].get(name, [])
@@ -235,8 +235,10 @@ def selection(run: Any) -> Tree:
 
 def selection_of(run: Any) -> str:
   """The same in a few words."""
-  chosen: dict[str | None, list[str]] = {}
-  for name, how in selection(run).items():
+  found, chosen = selection(run), dict[str | None, list[str]]()
+  if found and not any(how["epochs"] for how in found.values()):
+    return "no epoch is trained, there is none to choose"
+  for name, how in found.items():
     chosen.setdefault(how["split"], []).append(name)
   last = "no split chose it, the last of a fixed number of epochs counts"
   return "; ".join(
@@ -331,14 +333,17 @@ def dry_run(run: Any, begin: Callable[[Any, str], None]) -> str:
     share = lambda learned: learned / (frozen + learned)
     bare = shared + partition.count(live["task"]["prompts"])
     lines.append(f"  {name:20s}{frozen:14,d}{shared:12,d}{own:14,d}{share(shared + own):12.2%}{share(bare):14.2%}")
-  for stage in run.stages:
+  for stage in run.stages if experiment.method.learns else ():
     begin(run, stage)
     planned[stage] = planned_bytes(run.lower_train(stage).compile())
+  encoders = f"encoders {partition.num_bytes(run.params['encoders']) / 2**30:.2f} GiB"
+  if not planned:
+    return "\n".join([*lines, "", f"memory: {encoders}; no training step is taken"])
   largest = max(planned, key=planned.get)
   lines += [
     "",
-    f"memory of a training step per device: {planned[largest] / 2**30:.2f} GiB (largest: {largest}), of which encoders "
-    f"{partition.num_bytes(run.params['encoders']) / 2**30:.2f} GiB; batch_size {run.config.batch_size}",
+    f"memory of a training step per device: {planned[largest] / 2**30:.2f} GiB (largest: {largest}), of which {encoders}; "
+    f"batch_size {run.config.batch_size}",
   ]
   return "\n".join(lines)
 

@@ -193,6 +193,13 @@ class Run:
       self.source(name, split), self.config.batch_size if split == "train" else self.config.eval_batch_size
     )
 
+  def num_steps(self, name: str) -> int:
+    """Steps of a task; of a method that takes none, batches of its pass over the training clips, if it makes one."""
+    method = self.experiment.method
+    if method.learns:
+      return self.num_batches(name) * self.num_epochs(name)
+    return loader.num_batches(self.source(name, "train"), self.config.eval_batch_size) if method.looks else 0
+
   def done_steps(self) -> int:
     """Steps of the current task that are done."""
     return self.position.epoch * self.num_batches(self.stage(self.position.task)) + self.position.batch

@@ -208,7 +208,7 @@ class Steps:
   ) -> Tree:
     """Evaluation mode, the heads of K tasks side by side: {"scores": [B, K, C]}, -inf for tasks that do not count.
 
-    heads: stacked, [K, ...] each; counts: bool [K].
+    heads: {"head", "state"} of the tasks, stacked, [K, ...] each; counts: bool [K].
     """
     self.traces["predict", task.kind] += 1
     features, context, state = model.forward(
@@ -216,9 +216,9 @@ class Steps:
     )
     classes = self.method.class_features(self.modules, trainable, frozen, constants)
 
-    def scores(head: Tree) -> jax.Array:
-      own = {**trainable, "task": {**trainable["task"], "head": head}}
-      inputs = (own, frozen, state["task"]["head"], features, context, classes, batch)
+    def scores(of: Tree) -> jax.Array:
+      own = {**trainable, "task": {**trainable["task"], "head": of["head"]}}
+      inputs = (own, frozen, of["state"], features, context, classes, batch)
       return task.scores(self.method.predict(task, *inputs, rng=None, train=False)[0])["scores"]
 
     side_by_side = jnp.moveaxis(jax.vmap(scores)(heads), 0, 1)

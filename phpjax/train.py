@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,7 +20,7 @@ from phpjax.errors import UserError
 from phpjax.fisher import squared_gradients
 from phpjax.logs import MetricsLog
 from phpjax.methods import TrainingClips
-from phpjax.run import Run, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
+from phpjax.run import Run, add_task, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
 from phpjax.scoring import choose, evaluate_seen
 from phpjax.signals import Stopped
 
@@ -48,7 +48,7 @@ def learn_all(run: Run) -> None:
   """All tasks that are left; when it returns, all of them are saved, on all processes."""
   for index in range(run.position.task, len(run.names)):
     if run.names[index] not in run.learned:
-      learn(run, index)
+      (learn if run.experiment.method.learns else look)(run, index)
     with saved_if_stopped(run):
       evaluate_seen(run, index, on_scored=lambda: resume.save(run))
     run.position = dataclasses.replace(run.position, task=index + 1, epoch=0, batch=0)
@@ -61,12 +61,13 @@ def learn_all(run: Run) -> None:
 
 def announce(run: Run, found: bool) -> None:
   """Says where a continued run goes on, and starts the bar over all tasks."""
-  at, costs = run.position, [run.num_batches(name) * run.num_epochs(name) * run.seconds(name) for name in run.stages]
+  at, costs = run.position, [run.num_steps(name) * run.seconds(name) for name in run.stages]
   done = sum(costs[: len(run.learned)])
   if run.live:
     done += run.done_steps() * run.seconds(run.stage(at.task))
   if found and at.task < len(run.names):
-    doing = "evaluation" if run.names[at.task] in run.learned else f"epoch {at.epoch + 1}, step {at.step + 1}"
+    doing = f"epoch {at.epoch + 1}, step {at.step + 1}" if run.experiment.method.learns else "its training clips"
+    doing = "evaluation" if run.names[at.task] in run.learned else doing
     run.progress.note(f"continuing at task {at.task + 1}/{len(run.names)}, {doing}")
   for note in run.experiment.method.notes(run.experiment.tasks):
     run.progress.note(note)
@@ -112,8 +113,8 @@ def learn(run: Run, index: int) -> None:
   name, config = run.stage(index), run.config
   if run.live is None:
     begin(run, name)
-  per_epoch, num_epochs = run.num_batches(name), run.num_epochs(name)
-  run.progress.task(name, index, len(run.stages), per_epoch * num_epochs, run.done_steps(), cost=run.seconds(name))
+  num_epochs = run.num_epochs(name)
+  run.progress.task(name, index, len(run.stages), run.num_steps(name), run.done_steps(), cost=run.seconds(name))
   inputs = run.train_inputs(name)
   for epoch in range(run.position.epoch, num_epochs):
     scale = optimizer.lr_scale(epoch, num_epochs, config.opt.min_scale, config.opt.later_shared_scale if index else 1.0)
@@ -123,13 +124,35 @@ def learn(run: Run, index: int) -> None:
     run.position = dataclasses.replace(run.position, epoch=epoch + 1, batch=0)
     if epoch + 1 < num_epochs:
       resume.save(run)
-  finish_task(run, name)
+  finish_task(run, name, run.features)
 
 
-def finish_task(run: Run, name: str) -> None:
+def look(run: Run, index: int) -> None:
+  """A task of a method that takes no gradient steps: at most one pass over its clips, begun again if it was cut."""
+  name = run.names[index]
+  if name not in run.params["tasks"]:
+    add_task(run, name)
+  run.progress.task(name, index, len(run.names), run.num_steps(name), cost=run.seconds(name), unit="batches")
+  with saved_if_stopped(run):
+    finish_task(run, name, functools.partial(told_features, run))
+
+
+def told_features(run: Run, name: str, prompted: bool) -> Iterator[tuple[Tree, Tree]]:
+  """`Run.features` that tells how far it is, and stops between two batches."""
+  total, asked = run.num_steps(name), time.monotonic()
+  for done, (features, batch) in enumerate(run.features(name, prompted), start=1):
+    yield features, batch
+    run.progress.batch(done, float(batch["mask"].sum()) / max(time.monotonic() - asked, 1e-9))
+    if done < total and run.should_stop():
+      raise Stopped
+    asked = time.monotonic()
+
+
+def finish_task(run: Run, name: str, features: Callable[[str, bool], Iterator[tuple[Tree, Tree]]]) -> None:
   """The epoch that counts becomes the stage's, the method has its last word, and all of it is written for good.
 
-  Raises RuntimeError, of which nothing is written, when the method has changed what is not a task's own: a programmer's error.
+  `features` is `Run.features`, or what tells of it. Raises RuntimeError, of which nothing is written, when the method has
+  changed what is not a task's own: a programmer's error.
   """
   if run.best is not None:
     resume.put_best(run)
@@ -138,7 +161,7 @@ def finish_task(run: Run, name: str) -> None:
   method = run.experiment.method
   for task in run.members(name):
     before = partition.settled(run.params, run.state, task)
-    clips = TrainingClips(functools.partial(run.features, task), functools.partial(squared_gradients, run, task))
+    clips = TrainingClips(functools.partial(features, task), functools.partial(squared_gradients, run, task))
     run.params, run.state = method.end_task(run.params, run.state, run.experiment.tasks[task], clips)
     if changed := partition.replaced(before, partition.settled(run.params, run.state, task)):
       raise RuntimeError(

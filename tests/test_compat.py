@@ -1,10 +1,10 @@
 """What compat decides, in one table; how options, rates and variants of a config come out of it."""
 
-import importlib
 import math
 import re
 
 import pytest
+import small
 
 from configs import base, ewc, finetune, joint, linear_probe, lwf, php_avqa
 from phpjax import checks, compat, workdir
@@ -132,8 +132,7 @@ def test_two_configs_share_no_option():
 @pytest.mark.parametrize("mode", compat.MODES)
 @pytest.mark.parametrize("name", METHODS)
 def test_every_mode_passes_the_checks_with_the_toybox(name, mode):
-  module = PHP_CONFIGS.get(name) or importlib.import_module(f"configs.{name}")
-  config = module.get_config("toybox")
+  config = small.config_of(name, "toybox")
   assert checks.problems(compat.resolve(set_option(config, "method.compat", mode))) == []
 
 

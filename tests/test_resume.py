@@ -15,11 +15,13 @@ from ml_collections import ConfigDict
 from runs import checkpoints, comparable, learned
 
 from phpjax import checkpoint, experiment, run, signals, train
+from phpjax.benchmarks import BENCHMARKS
 from phpjax.methods import METHODS
 from phpjax.steps import Steps
 
 # Cut when the given event happens for the n-th time. Of a run: 2 tasks, 2 epochs of 2 steps and a validation each; evaluation
-# batches are of two rows, those of `val` one, of `test` and `unseen` two each.
+# batches are of two rows, those of `val` one, of `test` and `unseen` two each. A method without gradients has no steps and no
+# validation, at most a pass of two batches; LAST is the last of a method's tasks.
 CUTS = {
   "within an epoch": ("step", 1),
   "after the last step of an epoch": ("step", 2),
@@ -28,17 +30,30 @@ CUTS = {
   "within the second task": ("step", 5),
   "within a later epoch": ("step", 3),
   "after a better epoch": ("step", 7),
-  "before a validation": ("avs val", 1),
-  "in the last evaluation": ("avs unseen", 1),
+  "before a validation": ("LAST val", 1),
+  "within a pass": ("batch", 1),
+  "in the last evaluation": ("LAST unseen", 1),
   "after the last task": ("finish", 1),
 }
+
+
+def tasks_of(method: str) -> tuple[str, ...]:
+  """At most two that the method learns."""
+  return tuple(name for name in ("ave", "avs", "avvp") if not METHODS[method].refuses(BENCHMARKS[name].task))[:2]
+
+
+def cuts_of(method: str) -> list[str]:
+  """The cuts whose events happen."""
+  of, events = METHODS[method], {name: event for name, (event, _) in CUTS.items()}
+  gone = {"batch"} if of.learns else {"step", "LAST val", *(() if of.looks else ("batch",))}
+  return [name for name, event in events.items() if event not in gone]
 
 
 BY_DEFAULT = ("within an epoch", "in the evaluation of the first task", "after a better epoch", "after the last task")
 CASES = [
   pytest.param(method, cut, marks=() if method == "php" and cut in BY_DEFAULT else pytest.mark.slow)
   for method in METHODS
-  for cut in CUTS
+  for cut in cuts_of(method)
 ]
 
 
@@ -47,9 +62,9 @@ class Cut(Exception):
 
 
 def config_of(method: str, toybox: pathlib.Path) -> ConfigDict:
-  """Two tasks of two short epochs; four of both where they are learned at once, which makes as many steps."""
+  """Two tasks, if the method learns two, of two short epochs; four where they are learned at once, to as many steps."""
   c = small.config_of(method)
-  c.tasks, c.num_epochs, c.data.root = ("ave", "avs"), 4 if METHODS[method].joint else 2, str(toybox)
+  c.tasks, c.num_epochs, c.data.root = tasks_of(method), 4 if METHODS[method].joint else 2, str(toybox)
   c.eval_batch_size, c.save_every_steps = 2, 3
   if "deep" in c.method:
     c.method.shallow, c.method.mid = (), ()
@@ -93,6 +108,8 @@ def watched(
     with run.open_run(*args) as opened:
       step, evaluation = opened.progress.step, opened.progress.evaluation
       opened.progress.step = lambda *a, **k: (step(*a, **k), happened(opened, "step"))
+      batch = opened.progress.batch
+      opened.progress.batch = lambda *a, **k: (batch(*a, **k), happened(opened, "batch"))
       opened.progress.evaluation = lambda name, *a: (evaluation(name, *a), happened(opened, name))
       yield opened
 
@@ -128,7 +145,9 @@ def whole(made, toybox, tmp_path_factory):
 @pytest.mark.parametrize(("method", "cut"), CASES)
 def test_a_run_that_was_cut_ends_where_one_that_was_not_does(method, cut, whole, made, toybox, tmp_path, monkeypatch):
   config, folder, reference = config_of(method, toybox), tmp_path / "run", whole(method)
-  with watched(monkeypatch, made, *CUTS[cut]), pytest.raises((signals.Stopped, Cut)):
+  event, count = CUTS[cut]
+  event = event.replace("LAST", config.tasks[-1])
+  with watched(monkeypatch, made, event, count), pytest.raises((signals.Stopped, Cut)):
     train.train_and_evaluate(config, folder)
   assert not (folder / "results.json").exists()
   with watched(monkeypatch, made, "never", 0):

@@ -12,7 +12,10 @@ from phpjax.methods.ewc import EWC
 from phpjax.methods.finetune import FineTune
 from phpjax.methods.joint import Joint
 from phpjax.methods.lwf import LwF
+from phpjax.methods.ncm import NCM
 from phpjax.methods.php import PHP
+from phpjax.methods.slda import SLDA
+from phpjax.methods.zero_shot import ZeroShot
 
 METHODS: dict[str, type[Method]] = {
   "linear_probe": Method,
@@ -22,6 +25,9 @@ METHODS: dict[str, type[Method]] = {
   "joint": Joint,
   "php": PHP,
   "copl": CoPL,
+  "zero_shot": ZeroShot,
+  "ncm": NCM,
+  "slda": SLDA,
 }
 
 

@@ -111,6 +111,8 @@ class Method:
     routed: where the task is not given at test, a clip gets the prompts of the task that it looks like; False: the method does
       not need to know (its prompts are those of all tasks, or chosen by the clip).
     routed_head: of a growing label set, the head of that task alone answers then; False: the heads of all tasks do.
+    learns: takes gradient steps. If not, no epoch is trained: a task is done once `end_task` has returned.
+    looks: a method that does not learn looks at the training clips, in `end_task`.
   """
 
   backbone: Backbone
@@ -121,11 +123,22 @@ class Method:
   joint: ClassVar[bool] = False
   routed: ClassVar[bool] = True
   routed_head: ClassVar[bool] = True
+  learns: ClassVar[bool] = True
+  looks: ClassVar[bool] = True
 
   def notes(self, tasks: Mapping[str, Any]) -> Iterator[str]:
     """What a run on these tasks, {name: Task} in learning order, has to say of the method once."""
     del tasks
     yield from ()
+
+  @classmethod
+  def refuses(cls, task: Any) -> str | None:
+    """Why a task (a `Task` or its class) means nothing to this method, for people; None: it can be learned."""
+    del task
+
+  def templates(self) -> dict[str, str]:
+    """{modality: class text with {} for the class} that `Task.constants` is to take instead of its own."""
+    return {}
 
   def init_shared(self, rng: jax.Array) -> Tree:
     """Parameters that learn on every task."""
@@ -229,6 +242,10 @@ class Method:
   def init_head(self, rng: jax.Array, task: Any) -> Tree:
     """The head's parameters; a method that overrides `predict` may need another."""
     return task.init_head(rng)
+
+  def init_head_state(self, task: Any) -> Tree:
+    """What of the head changes without a gradient, `state` of `predict`."""
+    return task.init_state()
 
   def task_weight(self, task: Any) -> float:
     """Weight of the task's own loss."""

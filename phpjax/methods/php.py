@@ -25,6 +25,7 @@ import optax
 from flax import linen as nn
 
 from phpjax.methods.base import Tree
+from phpjax.methods.class_texts import encode
 from phpjax.methods.php_modules import (
   ClipAdapter,
   MiddlePrompts,
@@ -263,11 +264,7 @@ class PHP(PHPOptions):
       return {}
     shared = {**frozen["shared"], **trainable["shared"]}
     text = encoders["text"].bind({"params": frozen["encoders"]["text"]})
-    stream = text.embed(constants["class_ids"])
-    # the template's first words behind the start token are place holders for the learnable context
-    words = shared["context"].astype(stream.tokens.dtype)
-    stream = text.positions(stream.replace(tokens=stream.tokens.at[:, 1 : 1 + self.num_context].set(words)))
-    features = text.pool(text.layers(stream)).pooled
+    features = encode(text, constants["class_ids"], shared["context"])
     visual = ClipAdapter().apply({"params": shared["clip_adapter_text"]}, features)
     return {"visual": visual, "audio": l2_normalise(constants["audio_text"])}
 

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 
 from phpjax.methods.base import Method, Sizes
+from phpjax.methods.class_texts import PAIR, space_problems, text_of
 
-PAIR = ("visual", "audio")
 NUM_CONTEXT_WORDS = 4  # place holders of the visual class texts (phpjax/tasks/event.py)
 CHOICES = {
   "audio_logit_scale": ("raw", "exp"),
@@ -78,7 +78,7 @@ class PHPOptions(Method):
     if missing := [m for m in ("visual", "audio", "text") if m not in self.backbone.present()]:
       problems.append(f"needs encoders for {', '.join(missing)}")
     else:
-      problems += [*self._space_problems(), *self._phase_problems(), *self._audio_problems()]
+      problems += [*space_problems(self.backbone), *self._phase_problems(), *self._audio_problems()]
     for name, known in CHOICES.items():
       if (value := getattr(self, name)) not in known:
         problems.append(f"{name} is {' or '.join(known)}, not {value!r}")
@@ -101,13 +101,6 @@ class PHPOptions(Method):
       problems.append(f"num_mid_prompts must be even, not {self.num_mid_prompts}")
     if problems:
       raise ValueError("method php " + "; ".join(problems))
-
-  def _space_problems(self) -> Iterator[str]:
-    """Spaces in which features and class texts cannot be compared."""
-    for m in PAIR:
-      sizes, text = getattr(self.backbone, m), self.text_of(m)
-      if sizes.joint and sizes.embed_dim != text.embed_dim:
-        yield f"compares {m} features of size {sizes.embed_dim} with class texts of size {text.embed_dim}"
 
   def _phase_problems(self) -> Iterator[str]:
     """Layers that do not exist or would take two prompts."""
@@ -143,7 +136,7 @@ class PHPOptions(Method):
 
   def text_of(self, modality: str) -> Sizes:
     """The text tower that a modality's features are compared with."""
-    return self.backbone.audio_text or self.backbone.text if modality == "audio" else self.backbone.text
+    return text_of(self.backbone, modality)
 
   def audio_layer(self, step: int) -> tuple[int, int]:
     """(tokens, channels) of the audio layer at whose end a step is; see `model.layer_map`."""

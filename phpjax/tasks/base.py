@@ -46,6 +46,7 @@ class Task:
   classes: tuple[str, ...] = dataclasses.field(compare=False, repr=False)
   kind: ClassVar[str] = ""
   growing: ClassVar[bool] = False  # whether the label set is that of all such tasks together
+  samples: ClassVar[str] = ""  # what has exactly one class, which `label` says: "seconds" or "clips"; "": nothing has
   constant_encoders: ClassVar[tuple[str, ...]] = ()  # that only `constants` reads
   device_keys: ClassVar[tuple[str, ...]] = ("visual", "audio", "label", "mask")
   distils: ClassVar[bool] = (
@@ -61,9 +62,12 @@ class Task:
     del frames
     return 0.0
 
-  def constants(self, encoders: Tree) -> Tree:
-    """Arrays computed once per task, outside jit, from the opened encoders {modality: Pretrained}."""
-    del encoders
+  def constants(self, encoders: Tree, **templates: str) -> Tree:
+    """Arrays computed once per task, outside jit, from the opened encoders {modality: Pretrained}.
+
+    `templates` {modality: text with {}} are a method's own class texts (`Method.templates`).
+    """
+    del encoders, templates
     return {}
 
   def init_head(self, rng: jax.Array) -> Tree:
@@ -78,6 +82,10 @@ class Task:
     self, head: Tree, state: Tree, features: Tree, batch: Tree, *, rng: jax.Array | None, train: bool
   ) -> tuple[Tree, Tree]:
     """Features of all modalities -> (outputs, state)."""
+    raise NotImplementedError
+
+  def outputs_of(self, scores: jax.Array) -> Tree:
+    """Scores [N, C] of the task's `samples`, whoever gives them -> outputs as of `predict`."""
     raise NotImplementedError
 
   def loss(self, outputs: Tree, batch: Tree) -> jax.Array:

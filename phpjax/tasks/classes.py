@@ -22,6 +22,7 @@ class Classes(Task):
 
   kind: ClassVar[str] = "classes"
   growing: ClassVar[bool] = True
+  samples: ClassVar[str] = "clips"
 
   def label_shapes(self, seconds: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """The class of the clip."""
@@ -42,6 +43,10 @@ class Classes(Task):
     del batch, rng, train
     clip = clip_features(features, self.seconds)
     return {"logits": sum(x @ head[m]["kernel"] + head[m]["bias"] for m, x in clip.items())}, state
+
+  def outputs_of(self, scores: jax.Array) -> Tree:
+    """Scores [B, C] are the logits."""
+    return {"logits": scores}
 
   def loss(self, outputs: Tree, batch: Tree) -> jax.Array:
     """Cross-entropy over the classes of this task."""

@@ -25,20 +25,21 @@ class EventTask(Task):
   constant_encoders: ClassVar[tuple[str, ...]] = ("audio_text",)
   distils: ClassVar[bool] = True
 
-  def constants(self, encoders: Tree) -> Tree:
+  def constants(self, encoders: Tree, **templates: str) -> Tree:
     """Class texts: "class_ids" int32 [C, L] for the visual side, "audio_text" float32 [C, E] for the audio side.
 
     The audio side reads the encoder "audio_text" where there is one (CLAP's own tower), else "text" too. Its texts hold the
-    classes' names as the data write them, underscores included: so does PHP's release.
+    classes' names as the data write them, underscores included: so does PHP's release. `templates` may replace both texts.
     """
     if "text" not in encoders:
       return {}
     seen, heard = encoders["text"], encoders.get("audio_text", encoders["text"])
     encode = lambda tower, texts: tower.tokenizer(texts, tower.module.context_length)
-    visual_ids = encode(seen, [VISUAL_TEXT.format(name.replace("_", " ")) for name in self.text_classes()])
-    audio_ids = encode(heard, [AUDIO_TEXT.format(name) for name in self.text_classes()])
-    audio_text = jax.jit(heard.module.apply)({"params": heard.params}, audio_ids).pooled
-    return {"class_ids": jnp.asarray(visual_ids), "audio_text": audio_text}
+    visual_text, audio_text = templates.get("visual", VISUAL_TEXT), templates.get("audio", AUDIO_TEXT)
+    visual_ids = encode(seen, [visual_text.format(name.replace("_", " ")) for name in self.text_classes()])
+    audio_ids = encode(heard, [audio_text.format(name) for name in self.text_classes()])
+    words = jax.jit(heard.module.apply)({"params": heard.params}, audio_ids).pooled
+    return {"class_ids": jnp.asarray(visual_ids), "audio_text": words}
 
   def text_classes(self) -> tuple[str, ...]:
     """The words behind the columns of a text classifier."""
@@ -79,6 +80,13 @@ class EventTask(Task):
 @dataclasses.dataclass(frozen=True)
 class AVE(EventTask):
   """Audio-visual event localisation (Tian et al., ECCV 2018): a class per second, the last one is background."""
+
+  samples: ClassVar[str] = "seconds"
+
+  def outputs_of(self, scores: jax.Array) -> Tree:
+    """All of it stands with the frames: both modalities are summed anyway."""
+    scores = scores.reshape(-1, self.seconds, self.num_classes)
+    return {"visual": scores, "audio": jnp.zeros_like(scores)}
 
   def label_shapes(self, seconds: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """The class of every second."""
