@@ -7,15 +7,23 @@ import difflib
 from typing import Any
 
 from phpjax.methods.base import Backbone, Method, Sizes
+from phpjax.methods.coda_prompt import CODAPrompt
 from phpjax.methods.copl import CoPL
+from phpjax.methods.dualprompt import DualPrompt
 from phpjax.methods.finetune import FineTune
+from phpjax.methods.l2p import L2P
 from phpjax.methods.php import PHP
+from phpjax.methods.s_prompts import SPrompts
 
 METHODS: dict[str, type[Method]] = {
   "linear_probe": Method,
   "finetune": FineTune,
   "php": PHP,
   "copl": CoPL,
+  "l2p": L2P,
+  "dualprompt": DualPrompt,
+  "coda_prompt": CODAPrompt,
+  "s_prompts": SPrompts,
 }
 
 
