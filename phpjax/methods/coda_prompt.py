@@ -43,6 +43,8 @@ class CODAPrompt(Method):
 
   needs_query: ClassVar[bool] = True
   needs_past: ClassVar[bool] = True
+  routed: ClassVar[bool] = False  # every task's prompt is the same sum
+  routed_head: ClassVar[bool] = False
   components_per_task: int = 25
   length: int = 8
   steps: tuple[int, ...] = (0, 1, 2, 3, 4)

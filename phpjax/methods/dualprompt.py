@@ -31,8 +31,9 @@ class DualPrompt(Method):
   values, as in the authors' code (the paper's text halves a prompt, which its length of 5 forbids). G-Prompts learn on
   every task; a task's E-Prompts and key never change once it is learned.
 
-  While a task learns, and at test where the task is given, its own E-Prompts are taken. Where it is to be inferred, the
-  paper takes the task whose key is nearest to the query: `task_match`.
+  While a task learns, and at test where the task is given, its own E-Prompts are taken. Where it is inferred, the paper takes
+  the task whose key is nearest to the query (`task_match`); here the trainer infers it for all methods alike, by centroids
+  of frozen features.
 
   Parameters, over the modalities with widths D_s in step s and feature size E: shared 2 general_length sum of D_s over
   `general`; per task 2 expert_length sum of D_s over `expert`, and E.
@@ -47,6 +48,7 @@ class DualPrompt(Method):
   """
 
   needs_query: ClassVar[bool] = True
+  routed_head: ClassVar[bool] = False  # one classifier over all classes, as in the paper
   general: tuple[int, ...] = (0, 1)
   expert: tuple[int, ...] = (2, 3, 4)
   general_length: int = 5

@@ -34,6 +34,8 @@ class L2P(InputPrompts):
   """
 
   needs_query: ClassVar[bool] = True
+  routed: ClassVar[bool] = False
+  routed_head: ClassVar[bool] = False
   pool_size: int = 10
   length: int = 5
   top_k: int = 5

@@ -16,9 +16,9 @@ from phpjax.methods.prompts import InputPrompts, option_problems, towers, width_
 class SPrompts(InputPrompts):
   """S-Prompts: independent input tokens per task and modality; nothing is shared, so nothing can be forgotten.
 
-  The paper finds the task of a test sample by the nearest of its k-means centres on frozen features; that is the trainer's
-  part (`task_id`), the same for all methods. Its language prompts need classes with names in every task; here the task's own
-  head stands in their place, as in the paper's version without language.
+  The paper finds the task of a test sample by the nearest of its k-means centres on frozen features, and that task's head
+  alone answers; this is the trainer's part (`task_id`), the same for all methods. Its language prompts need classes with
+  names in every task; here the task's own head stands in their place, as in the paper's version without language.
 
   Parameters per task, over the modalities with width D (of the first layer): length D.
 
