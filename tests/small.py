@@ -65,9 +65,9 @@ def task(name: str, *, num_classes: int = 3, **options: Any) -> Any:
   return TASKS[name](Widths(16, 16, 8, patches), SECONDS, num_classes, **{"name": name, "classes": classes, **extra, **options})
 
 
-def config_of(method: str) -> ConfigDict:
-  """The experiment of a method at its smallest, with all of its modules."""
-  return importlib.import_module(f"configs.{ {'php': 'php_avqa'}.get(method, method) }").get_config("tiny")
+def config_of(method: str, variant: str = "tiny") -> ConfigDict:
+  """The experiment of a method, at its smallest unless `variant` says otherwise, with all of its modules."""
+  return importlib.import_module(f"configs.{ {'php': 'php_avqa'}.get(method, method) }").get_config(variant)
 
 
 def method_of(name: str, made: Tree | None = None, **options: Any) -> Any:

@@ -57,6 +57,7 @@ ENGINE = {
     "nonfinite",
     "optimizer",
     "predictions",
+    "queries",
     "results",
     "resume",
     "routing",
@@ -129,6 +130,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.optimizer",
     "phpjax.steps",
   },
+  "phpjax.queries": {*TOOLS, "phpjax.run"},
   "phpjax.resume": {*TOOLS, "phpjax.run", "phpjax.steps"},
   "phpjax.scoring": {
     *TOOLS,
@@ -137,6 +139,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.benchmarks",
     "phpjax.evaluate",
     "phpjax.metrics",
+    "phpjax.queries",
     "phpjax.results",
     "phpjax.run",
   },

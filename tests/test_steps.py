@@ -1,6 +1,7 @@
 """The training step: who moves, who does not, and that padding, NaN, devices and epochs change nothing else."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -47,9 +48,10 @@ class Bench:
     return sharding.put_batch(batch, self.mesh, self.tasks[name].device_keys)
 
   def train(self, name, live, batch, *, scale=SCALE, seed=0, params=None):
-    task = self.tasks[name]
-    _, frozen = partition.split(params or self.params, name, self.method.uses(task))
-    return self.steps.train(task, live, frozen, None, self.constants[name], self.rows(name, batch), jax.random.key(seed), scale)
+    task, params = self.tasks[name], params or self.params
+    _, frozen = partition.split(params, name, self.method.uses(task))
+    past = partition.stack_past(params, name, 4) if self.method.needs_past else None
+    return self.steps.train(task, live, frozen, past, self.constants[name], self.rows(name, batch), jax.random.key(seed), scale)
 
   def predict(self, name, live, batch):
     task = self.tasks[name]
@@ -120,6 +122,7 @@ MAKE = {
   "php": small.php,
   "finetune": lambda: small.php(cls=METHODS["finetune"]),
   "linear_probe": lambda: Method(small.backbone(MADE)),
+  **{name: functools.partial(small.method_of, name) for name in ("l2p", "dualprompt", "coda_prompt", "s_prompts")},
 }
 
 
@@ -130,7 +133,12 @@ MAKE = {
     ("php", "avs"),
     ("php", "avqa"),
     ("linear_probe", "avs"),
+    ("l2p", "ave"),
+    ("dualprompt", "avqa"),
+    ("coda_prompt", "avs"),
+    ("s_prompts", "avvp"),
     *(pytest.param("finetune", name, marks=pytest.mark.slow) for name in ("avvp", "avqa")),
+    *(pytest.param("l2p", name, marks=pytest.mark.slow) for name in ("avvp", "avs", "avqa")),
   ],
 )
 def test_gradients_are_where_they_should_be(method, name):
