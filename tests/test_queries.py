@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import small
 from command import tiny_toybox  # noqa: F401  fixture
+from processes import Together, free_port
 
 from phpjax import queries, run, sharding
 from phpjax.methods import l2p
@@ -146,3 +147,52 @@ def test_methods_that_do_not_ask_keep_their_batches(toybox):
   with run.open_run(config, None) as opened:
     batches = iter(())
     assert queries.added(opened, "ave", "train", batches) is batches and opened.queries == {}
+
+
+ASKED = """
+import sys
+import numpy as np
+sys.path.insert(0, "tests")
+import small
+from phpjax import distributed, queries, run, sharding
+number, count, out = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+if count > 1:
+  distributed.start(distributed.Place(sys.argv[1], count, number), {}, 60.0)
+config = small.config_of("l2p")
+config.tasks, config.data.root, config.eval_batch_size = ("ave",), sys.argv[5], 4
+asked = {}
+with run.open_run(config, None) as opened:
+  run.begin(opened, "ave")
+  for split, shuffle in (("train", True), ("test", False)):
+    batches = opened.batches("ave", split, batch_size=config.batch_size, shuffle=shuffle)
+    for index, batch in enumerate(queries.added(opened, "ave", split, batches)):
+      rows = sharding.put_batch(batch, opened.mesh, opened.experiment.tasks["ave"].device_keys)
+      assert rows["query"]["visual"].pooled.shape[0] == config.batch_size * opened.experiment.tasks["ave"].seconds
+      for m, query in batch["query"].items():
+        for name, clip in zip(batch["id"], np.split(query.pooled, len(batch["id"])), strict=True):
+          asked[f"{split}/{m}/{name}"] = clip
+  scores = opened.predictor("ave")(batch)
+  asked["scores"] = np.concatenate([np.asarray(x).reshape(len(batch["id"]), -1) for x in scores.values()], axis=1)[:, :1]
+np.savez(out, **asked)
+sys.exit(distributed.end_together(lambda: 0, good=(0,)))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_ask_as_one_does_and_each_gets_its_own_rows(toybox, tmp_path):
+  port, outs = free_port(), [tmp_path / f"{name}.npz" for name in ("zero", "one", "alone")]
+  argv = lambda number, count: ["-c", ASKED, f"localhost:{port}", str(number), str(count), str(outs[number]), str(toybox)]
+  with Together(tmp_path / "pair", [argv(number, 2) for number in range(2)]) as pair:
+    done = pair.wait(400)
+  assert [d.code for d in done] == [0, 0], [d.err[-2000:] for d in done]
+  alone = argv(0, 1)
+  alone[5] = str(outs[2])
+  with Together(tmp_path / "single", [alone], devices=2) as single:
+    done = single.wait(400)
+  assert [d.code for d in done] == [0], [d.err[-2000:] for d in done]
+  zero, one, whole = (dict(np.load(path)) for path in outs)
+  clips = {key for key in whole if "/" in key and not key.endswith("/")}
+  assert {k for x in (zero, one) for k in x if k in clips} == clips and not set(zero) & set(one) & clips
+  for key in clips:
+    np.testing.assert_allclose((zero if key in zero else one)[key], whole[key], rtol=1e-5, atol=1e-6, err_msg=key)
+  np.testing.assert_allclose(np.concatenate([zero["scores"], one["scores"]]), whole["scores"], rtol=1e-4, atol=1e-5)
