@@ -10,7 +10,7 @@ for 100 orthogonal keys: `toybox` has 16 components per task, as many as fit fou
 Rates, epochs and batch are those that all methods here share (configs/base.py); at toybox size heads take the linear
 probe's rate. Other tasks, set by --config.tasks, do not change the share: set --config.method.components_per_task.
 
-Variants: `full`, `toybox` or `tiny`, and behind it a `+` with another order of tasks or other encoders (configs/php_avqa.py).
+Variants: `full`, `toybox`, `tiny` or `tux21`, and behind it a `+` with what is changed, as in configs/php_avqa.py.
 """
 
 from ml_collections import ConfigDict
@@ -22,9 +22,9 @@ def get_config(variant: str = "full") -> ConfigDict:
   """See above."""
   c = base.experiment(variant)
   size, _ = base.split(variant, base.SIZES)
-  share = {"full": 100, "toybox": 64, "tiny": 8}[size] // len(c.tasks)
-  steps, length = ((0, 2), 4) if size == "tiny" else ((0, 1, 2, 3, 4), 8)
-  sizes = {"components_per_task": share, "length": length, "steps": steps}
+  share = {"toybox": 64, "tiny": 8}.get(size, 100) // len(c.tasks)
+  steps = {"tiny": (0, 2), "tux21": (0, 1)}.get(size, (0, 1, 2, 3, 4))  # tux21: five of twelve layers are under two of its four
+  sizes = {"components_per_task": share, "length": 4 if size == "tiny" else 8, "steps": steps}
   c.method = ConfigDict({"name": "coda_prompt", "compat": "paper", **sizes, "orthogonality_weight": 0.1})
   if c.data.toybox:
     c.opt.head.lr = 5e-3

@@ -8,7 +8,7 @@ sizes, a pool for each of vision and audio, a choice for each second, heads on t
 Rates, epochs and batch are those that all methods here share (configs/base.py); at toybox size heads take the linear
 probe's rate. The pool keeps its full rate on later tasks: it is retrained, as in the paper.
 
-Variants: `full`, `toybox` or `tiny`, and behind it a `+` with another order of tasks or other encoders (configs/php_avqa.py).
+Variants: `full`, `toybox`, `tiny` or `tux21`, and behind it a `+` with what is changed, as in configs/php_avqa.py.
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ authors' config for CORe50: SGD at 0.01, batch 128, 10 epochs. Here: 10 tokens f
 Rates, epochs and batch are those that all methods here share (configs/base.py); at toybox size heads take the linear
 probe's rate.
 
-Variants: `full`, `toybox` or `tiny`, and behind it a `+` with another order of tasks or other encoders (configs/php_avqa.py).
+Variants: `full`, `toybox`, `tiny` or `tux21`, and behind it a `+` with what is changed, as in configs/php_avqa.py.
 """
 
 from ml_collections import ConfigDict

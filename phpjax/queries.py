@@ -15,7 +15,8 @@ import jax
 import numpy as np
 
 from phpjax import distributed, sharding
-from phpjax.run import Run, Stopped
+from phpjax.run import Run
+from phpjax.signals import Stopped
 
 Tree = dict[str, Any]
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import small
 
-from phpjax import model, partition
+from configs import base
+from phpjax import compat, experiment, model, partition
 from phpjax.encoders import HTSAT, make_encoder, pretrained
 from phpjax.encoders.base import Stream
 from phpjax.methods import Backbone, Sizes, coda_prompt, dualprompt, l2p, make_method, prompts
@@ -415,6 +416,18 @@ def test_options_that_cannot_work_are_refused_in_one_line(name, options, message
   with pytest.raises(ValueError, match=message) as raised:
     small.method_of(name, **options)
   assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("size", base.SIZES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_size_fits_its_encoders(name, size):
+  config = compat.resolve(small.config_of(name, size))
+  method = experiment.method_of(config, experiment.modules_of(config))
+  given = {k: v for k, v in config.method.items() if k not in ("name", "compat")}
+  assert given.keys() == {f.name for f in dataclasses.fields(method)} - {"backbone", "remat"}
+  if name == "coda_prompt":
+    room = min(getattr(method.backbone, m).embed_dim for m in PAIR)
+    assert method.components_per_task * len(config.tasks) <= room, "all tasks' keys can be orthogonal"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,6 +9,7 @@ from processes import Together, free_port
 
 from phpjax import queries, run, sharding
 from phpjax.methods import l2p
+from phpjax.signals import Stopped
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_ids_that_do_not_name_clips_are_no_keys(opened, monkeypatch):
 
 def test_a_signal_ends_the_pass(opened, monkeypatch):
   monkeypatch.setattr(opened, "stop", True)
-  with pytest.raises(run.Stopped):
+  with pytest.raises(Stopped):
     queries.added(opened, "ave", "train", plain(opened))
   assert opened.queries == {}
 
