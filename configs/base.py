@@ -164,7 +164,7 @@ def data() -> ConfigDict:
   d.num_threads = 2  # decoding, in each worker where there are any
   d.num_workers = 0  # decoding processes, for hosts with many cores; each start of an epoch takes them seconds
   d.mirrored = ()  # tasks that see half of their training clips mirrored left to right; none whose answers say left
-  d.cache_gb = 1.5  # decoded clips kept in memory, over all workers
+  d.cache_gb = 1.5  # decoded clips kept in memory, over all workers; and as much for what pool methods ask (phpjax/queries.py)
   d.labelled_seconds_only = True  # AVS training leaves out seconds without a mask (the release runs them for nothing)
   d.num_class_tasks = 4  # of a class-incremental benchmark (ave_classes_1 ... _4): its classes in so many groups
   d.class_seed = 0  # who is in which group

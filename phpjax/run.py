@@ -110,6 +110,7 @@ class Run:
   cached_constants: Tree = dataclasses.field(default_factory=dict)
   clips: ClipCache = dataclasses.field(default_factory=ClipCache)
   sources: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
+  queries: dict[tuple[str, str], Tree] = dataclasses.field(default_factory=dict)  # see phpjax/queries.py
 
   @property
   def config(self) -> ConfigDict:

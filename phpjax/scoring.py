@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from data_pipelines import DataError
-from phpjax import distributed, drift, evaluate, results
+from phpjax import distributed, drift, evaluate, queries, results
 from phpjax.answers import ORACLE, ROUTED
 from phpjax.benchmarks import BENCHMARKS, Benchmark
 from phpjax.metrics import rows
@@ -51,7 +51,7 @@ def score(run: Run, name: str, split: str, *, title: str = "", infer: bool = Tru
 
   scores = evaluate.evaluate(
     run.predictor(name, infer=infer),
-    run.batches(name, split, batch_size=run.config.eval_batch_size, shuffle=False),
+    queries.added(run, name, split, run.batches(name, split, batch_size=run.config.eval_batch_size, shuffle=False)),
     functools.partial(statistics, benchmark),
     summarise,
     on_batch=on_batch,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -59,9 +60,13 @@ def check_batch_size(batch_size: int, devices: int, field: str = "batch_size") -
   return f"{field}={batch_size} does not divide over {devices} devices: set --config.{field}={choice}"
 
 
-def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, keys: tuple[str, ...]) -> dict[str, jax.Array]:
-  """This process's rows -> global arrays, split over the devices; other keys stay on the host."""
-  return {k: jax.make_array_from_process_local_data(over_batch(mesh), batch[k]) for k in keys}
+def put_batch(batch: dict[str, Any], mesh: Mesh, keys: tuple[str, ...]) -> dict[str, Any]:
+  """This process's rows -> global arrays, split over the devices; other keys stay on the host.
+
+  Beside `keys` goes "query", a tree of arrays, where the batch holds one (phpjax/queries.py).
+  """
+  put = functools.partial(jax.make_array_from_process_local_data, over_batch(mesh))
+  return {k: jax.tree.map(put, batch[k]) for k in (*keys, *({"query"} & batch.keys()))}
 
 
 def put_ahead(

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import DataError
-from phpjax import distributed, nonfinite, optimizer, partition, results, resume, routing, sharding, workdir
+from phpjax import distributed, nonfinite, optimizer, partition, queries, results, resume, routing, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.fisher import squared_gradients
 from phpjax.logs import MetricsLog
@@ -209,6 +209,7 @@ def train_epoch(run: Run, name: str, epoch: int, inputs: tuple[Tree, Tree | None
   task, key, pending = run.task(name), run.experiment.key("train", name), None
   always = go = sharding.put_replicated(np.bool_(True), run.mesh)
   batches = run.batches(name, "train", batch_size=run.config.batch_size, shuffle=True, epoch=epoch, start=run.position.batch)
+  batches = queries.added(run, name, "train", batches, fixed=name not in run.config.data.mirrored)
   ahead = sharding.put_ahead(batches, run.mesh, task.device_keys)
   run.reported = time.monotonic()
   while not run.should_stop():

@@ -59,6 +59,7 @@ ENGINE = {
     "nonfinite",
     "optimizer",
     "predictions",
+    "queries",
     "results",
     "resume",
     "routing",
@@ -134,6 +135,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.optimizer",
     "phpjax.steps",
   },
+  "phpjax.queries": {*TOOLS, "phpjax.run"},
   "phpjax.resume": {*TOOLS, "phpjax.run", "phpjax.steps"},
   "phpjax.scoring": {
     *TOOLS,
@@ -142,6 +144,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.benchmarks",
     "phpjax.evaluate",
     "phpjax.metrics",
+    "phpjax.queries",
     "phpjax.results",
     "phpjax.run",
   },

@@ -33,6 +33,9 @@ def test_a_batch_is_split_and_parameters_are_not():
   shards = sorted(rows["visual"].addressable_shards, key=lambda s: s.index[0].start or 0)
   assert [s.data.shape for s in shards] == [(2, 6), (2, 6)] and len({s.device for s in shards}) == 2
   np.testing.assert_array_equal(np.concatenate([s.data for s in shards]), batch["visual"])
+  asked = sharding.put_batch({**batch, "query": {"visual": (np.arange(16.0).reshape(8, 2),)}}, mesh, ("mask",))
+  assert set(asked) == {"mask", "query"}, "a tree of rows goes with the others"
+  assert sorted(s.data.shape for s in asked["query"]["visual"][0].addressable_shards) == [(4, 2), (4, 2)]
   tree = sharding.put_replicated({"a": {"b": np.arange(3)}}, mesh)
   assert [s.data.shape for s in tree["a"]["b"].addressable_shards] == [(3,), (3,)]
   assert tree["a"]["b"].sharding.is_fully_replicated and len(tree["a"]["b"].sharding.device_set) == jax.device_count()

@@ -1,6 +1,7 @@
 """The training step: who moves, who does not, and that padding, NaN, devices and epochs change nothing else."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -48,15 +49,19 @@ class Bench:
     return sharding.put_batch(batch, self.mesh, self.tasks[name].device_keys)
 
   def train(self, name, live, batch, *, scale=SCALE, seed=0, params=None):
-    task = self.tasks[name]
-    _, frozen = partition.split(params or self.params, name, self.method.uses(task))
-    return self.steps.train(task, live, frozen, None, self.constants[name], self.rows(name, batch), jax.random.key(seed), scale)
+    task, params = self.tasks[name], params or self.params
+    _, frozen = partition.split(params, name, self.method.uses(task))
+    inputs = (frozen, self.past(name, params), self.constants[name], self.rows(name, batch))
+    return self.steps.train(task, live, *inputs, jax.random.key(seed), scale)
 
   def predict(self, name, live, batch):
     task = self.tasks[name]
     _, frozen = partition.split(self.params, name, self.method.uses(task))
     rows = {k: v for k, v in self.rows(name, batch).items() if not k.startswith("label")}
-    return self.steps.predict(task, live.trainable, live.state, frozen, None, self.constants[name], rows)
+    return self.steps.predict(task, live.trainable, live.state, frozen, self.past(name), self.constants[name], rows)
+
+  def past(self, name, params=None):
+    return partition.stack_past(params or self.params, name, 4) if self.method.needs_past else None
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +126,7 @@ MAKE = {
   "php": small.php,
   "finetune": lambda: small.php(cls=METHODS["finetune"]),
   "linear_probe": lambda: Method(small.backbone(MADE)),
+  **{name: functools.partial(small.method_of, name) for name in ("l2p", "dualprompt", "coda_prompt", "s_prompts")},
 }
 
 
@@ -131,7 +137,12 @@ MAKE = {
     ("php", "avs"),
     ("php", "avqa"),
     ("linear_probe", "avs"),
+    ("l2p", "ave"),
+    ("dualprompt", "avqa"),
+    ("coda_prompt", "avs"),
+    ("s_prompts", "avvp"),
     *(pytest.param("finetune", name, marks=pytest.mark.slow) for name in ("avvp", "avqa")),
+    *(pytest.param("l2p", name, marks=pytest.mark.slow) for name in ("avvp", "avs", "avqa")),
   ],
 )
 def test_gradients_are_where_they_should_be(method, name):
@@ -172,6 +183,33 @@ def test_what_a_task_does_not_use_and_other_tasks_stay_bit_equal(cheap):
   moved = {name for name, m in changed(before, after).items() if m}
   assert moved == {name for name in small.flat(after) if name.startswith("tasks/avs/")}
   assert cheap.method.uses(cheap.tasks["avs"]) == () and {"context", "contrastive"} <= set(after["shared"])
+
+
+@pytest.mark.parametrize("method", ["l2p", "dualprompt", "coda_prompt", "s_prompts"])
+def test_a_learned_task_keeps_its_own_prompts_while_another_learns(method):
+  """Bit for bit; L2P owns none: the pool that all tasks share moves, and old answers with it."""
+  bench = Bench(small.method_of(method), ["ave", "avs"])
+  batch, before = small.batch("ave", 4), jax.device_get(bench.params)
+  answer = bench.predict("ave", bench.live("ave"), batch)
+  live, metrics = bench.train("avs", bench.live("avs"), small.batch("avs", 4))
+  assert metrics["finite"]
+  bench.params = partition.merge(bench.params, live.trainable, "avs")
+  moved = {name for name, m in changed(before, bench.params).items() if m}
+  small.assert_same_bits(before["tasks"]["ave"], bench.params["tasks"]["ave"])
+  shared = {name for name in moved if name.startswith("shared/")}
+  assert bool(shared) == (method in ("l2p", "dualprompt")) and shared == {n for n in moved if not n.startswith("tasks/avs/")}
+  again = bench.predict("ave", bench.live("ave"), batch)
+  same = all(np.array_equal(again[key], x) for key, x in answer.items())
+  assert same == (method == "s_prompts"), "CODA reads the new components, as its paper does; DualPrompt's G-Prompts moved"
+
+
+def test_one_program_serves_coda_however_many_tasks_are_past():
+  bench = Bench(small.method_of("coda_prompt"), ["ave"])
+  for later in (None, "avs"):
+    if later:
+      bench.params["tasks"][later] = bench.params["tasks"]["ave"]
+    bench.train("ave", bench.live("ave"), small.batch("ave", 4))
+  assert bench.steps.traces == {("train", "event"): 1} and bench.steps.train._cache_size() == 1
 
 
 # -- what must not matter ----------------------------------------------------------------------------------------

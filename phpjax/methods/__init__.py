@@ -7,13 +7,17 @@ import difflib
 from typing import Any
 
 from phpjax.methods.base import Backbone, Method, Sizes, TrainingClips
+from phpjax.methods.coda_prompt import CODAPrompt
 from phpjax.methods.copl import CoPL
+from phpjax.methods.dualprompt import DualPrompt
 from phpjax.methods.ewc import EWC
 from phpjax.methods.finetune import FineTune
 from phpjax.methods.joint import Joint
+from phpjax.methods.l2p import L2P
 from phpjax.methods.lwf import LwF
 from phpjax.methods.ncm import NCM
 from phpjax.methods.php import PHP
+from phpjax.methods.s_prompts import SPrompts
 from phpjax.methods.slda import SLDA
 from phpjax.methods.zero_shot import ZeroShot
 
@@ -28,6 +32,10 @@ METHODS: dict[str, type[Method]] = {
   "zero_shot": ZeroShot,
   "ncm": NCM,
   "slda": SLDA,
+  "l2p": L2P,
+  "dualprompt": DualPrompt,
+  "coda_prompt": CODAPrompt,
+  "s_prompts": SPrompts,
 }
 
 
