@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
+import select
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 from phpjax.errors import UserError
 
 EXIT_USER = 2
+EXIT_PIPE = 128 + 13  # as a shell reports a program that SIGPIPE has ended
 HELP = ("--help", "-help", "--helpshort", "-h")
 
 
@@ -46,17 +48,34 @@ def gist(error: Exception) -> str:
 
 
 def guarded(function: Callable[[], Any], exits: Mapping[type[Exception], int] | None = None) -> int:
-  """Runs a command -> its exit code: 0, 2 after one line on stderr for what the user can mend, or that of `exits`."""
+  """Runs a command -> its exit code: 0, 2 after one line on stderr for what the user can mend, or that of `exits`.
+
+  Nothing is said, and the code is that of a program which SIGPIPE ends, where its output is no longer read.
+  """
   exits = dict(exits or {})
   _one_line_only()
   try:
     function()
+    sys.stdout.flush()
   except UserError as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return EXIT_USER
+  except BrokenPipeError:
+    if not _unread():
+      raise  # of another pipe
+    return EXIT_PIPE
   except tuple(exits) as error:
     return next(code for kind, code in exits.items() if isinstance(error, kind))
   return 0
+
+
+def _unread() -> bool:
+  """Whether nobody reads our output any more, as in `... --list | head`; what is left of it is dropped then."""
+  poll = select.poll()
+  poll.register(1, 0)
+  if gone := any(event & select.POLLERR for _, event in poll.poll(0)):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python writes the rest when it ends
+  return gone
 
 
 def _one_line_only() -> None:

@@ -1,5 +1,6 @@
 """What the user can mend is one line on stderr that says what, where and how, with exit code 2 and no traceback."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -201,6 +202,16 @@ def test_a_config_file_that_fails_is_one_line(run, tmp_path, code, word):
 def test_a_folder_that_cannot_be_made_is_one_line(cli, tmp_path):
   (tmp_path / "file").write_text("")
   refused(cli(TINY, f"--config.data.root={tmp_path / 'file' / 'data'}", f"--workdir={tmp_path / 'run'}"), "file")
+
+
+def test_output_that_nobody_reads_is_no_error():
+  """As in `... --list | head -1`."""
+  read, write = os.pipe()
+  os.close(read)
+  command = [sys.executable, "-m", "phpjax.main", "--list"]
+  done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+  os.close(write)
+  assert done.returncode == 141 and done.stderr == ""
 
 
 def test_help_and_list():

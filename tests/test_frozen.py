@@ -418,7 +418,7 @@ def test_a_dry_run_counts_no_parameter(name, toybox):
   with run.open_run(config, None) as opened:
     shown = results.dry_run(opened, run.begin).splitlines()
   [row] = [line.split() for line in shown if line.startswith("  ave ") and "%" in line]
-  assert row[2:] == ["0", "0", "0.00%"] and shown[-1].endswith("no training step is taken")
+  assert row[2:] == ["0", "0", "0.00%", "0.00%"] and shown[-1].endswith("no training step is taken")
 
 
 def test_the_other_methods_refuse_nothing():
