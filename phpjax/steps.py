@@ -139,11 +139,20 @@ class Steps:
     constants: Tree,
     batch: Tree,
     rng: jax.Array,
+    among: tuple[Tree, int] | None = None,
   ) -> tuple[Tree, Tree]:
-    """-> (the weighted losses of a training step by their names, state)."""
+    """-> (the weighted losses of a training step by their names, state).
+
+    among: of a growing label set that is learned at once, the heads of all of its tasks and the place of this one.
+    """
     outputs, features, context, after = self._run(task, trainable, state, frozen, past, constants, batch, rng=rng, train=True)
+    if among is None:
+      own = task.loss(outputs, batch)
+    else:
+      heads, place = among
+      own = task.loss_among(self._side_by_side(task, heads, trainable, frozen, features, context, {}, batch), place, batch)
     losses = {
-      "task": self.method.task_weight(task) * task.loss(outputs, batch),
+      "task": self.method.task_weight(task) * own,
       **self.method.losses(task, context, features, outputs, batch),
     }
     if frozen.get("old"):
@@ -155,10 +164,17 @@ class Steps:
   ) -> tuple[Tree, Tree]:
     """The same of all tasks at once, each on its own batch with its own part of every tree, as `Together` lays them out."""
     losses: Tree = {}
+    growing = [task for task in tasks.members if task.growing]
+    head = lambda task: {
+      "head": tasks.select(trainable, task)["task"]["head"],
+      "state": tasks.select(state, task)["task"]["head"],
+    }
+    heads = jax.tree.map(lambda *x: jnp.stack(x), *map(head, growing)) if growing else None
+    places = {task.name: place for place, task in enumerate(growing)}  # by name: tasks of equal shapes are equal
     for i, task in enumerate(tasks.members):
       parts = (tasks.select(trainable, task), tasks.select(state, task), frozen, past, constants[task.name])
       inputs = (*parts, tasks.batch_of(batch, task), jax.random.fold_in(rng, i))
-      found, after = self._losses(task, *inputs)
+      found, after = self._losses(task, *inputs, among=(heads, places[task.name]) if task.growing else None)
       losses |= {f"{task.name}/{name}": loss for name, loss in found.items()}
       state = tasks.put(state, task, after)
     return losses, state
@@ -215,14 +231,20 @@ class Steps:
       self.modules, self.method, task, trainable, frozen, state, past, batch, rng=None, train=False
     )
     classes = self.method.class_features(self.modules, trainable, frozen, constants)
+    scores = self._side_by_side(task, heads, trainable, frozen, features, context, classes, batch)
+    return {"scores": jnp.where(counts[:, None], scores, -jnp.inf)}
+
+  def _side_by_side(
+    self, task: Any, heads: Tree, trainable: Tree, frozen: Tree, features: Tree, context: Tree, classes: Tree, batch: Tree
+  ) -> jax.Array:
+    """What K tasks of a growing label set say of the same features, by their heads as in `_predict_growing`: [B, K, C]."""
 
     def scores(of: Tree) -> jax.Array:
       own = {**trainable, "task": {**trainable["task"], "head": of["head"]}}
       inputs = (own, frozen, of["state"], features, context, classes, batch)
       return task.scores(self.method.predict(task, *inputs, rng=None, train=False)[0])["scores"]
 
-    side_by_side = jnp.moveaxis(jax.vmap(scores)(heads), 0, 1)
-    return {"scores": jnp.where(counts[:, None], side_by_side, -jnp.inf)}
+    return jnp.moveaxis(jax.vmap(scores)(heads), 0, 1)
 
   def _encode(
     self, task: Any, prompted: bool, trainable: Tree, state: Tree, frozen: Tree, past: Tree | None, batch: Tree

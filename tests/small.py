@@ -62,7 +62,8 @@ def task(name: str, *, num_classes: int = 3, **options: Any) -> Any:
   patches = made["visual"].num_tokens - 1
   extra = {"avs": {"image_size": IMAGE}, "avqa": {"num_words": 9}}.get(name, {})
   classes = tuple(f"class {i}" for i in range(num_classes))
-  return TASKS[name](Widths(16, 16, 8, patches), SECONDS, num_classes, **{"name": name, "classes": classes, **extra, **options})
+  options = {"name": name, "classes": classes, **extra, **options}
+  return BENCHMARKS[name].task(Widths(16, 16, 8, patches), SECONDS, num_classes, **options)
 
 
 def config_of(method: str, variant: str = "tiny") -> ConfigDict:

@@ -77,6 +77,33 @@ def test_a_step_adds_up_the_tasks_and_leaves_every_head_its_own(bench):
       np.testing.assert_allclose(small.flat(after)[path], x, rtol=1e-5, atol=1e-6, err_msg=f"{name}/{path}")
 
 
+def test_growing_labels_are_told_apart_among_all_tasks():
+  """Each class against those of both tasks, by the heads of both on the features of the clip."""
+  names = ("ave_classes_1", "ave_classes_2")
+  bench = Bench(small.php(cls=METHODS["joint"], shallow=(), mid=(), deep=(2,)), list(names), seed=3)
+  batches = {name: {**small.batch(name, 4, seed=i), "id": ["x"] * 4} for i, name in enumerate(names)}
+  batches[names[1]]["mask"] = PADDED
+  together, start = Together(tuple(bench.tasks.values())), {name: bench.live(name) for name in names}
+  heads = {n: {"head": jax.device_get(s.trainable["task"]["head"]), "state": {}} for n, s in start.items()}
+  stacked, expected = jax.tree.map(lambda *x: np.stack(x), *heads.values()), {}
+  for place, name in enumerate(names):
+    task, rows = bench.tasks[name], bench.rows(name, batches[name])
+    _, frozen = partition.split(bench.params, name, bench.method.uses(task))
+    inputs = (start[name].trainable, start[name].state, frozen, None, {}, rows)
+    scores = np.asarray(bench.steps.predict_growing(task, stacked, np.ones(2, bool), *inputs)["scores"], np.float64)
+    flat = scores.reshape(4, -1)
+    entropy = np.log(np.exp(flat).sum(1)) - flat[np.arange(4), place * task.num_classes + batches[name]["label"]]
+    expected[f"{name}/task"] = (entropy * batches[name]["mask"]).sum() / batches[name]["mask"].sum()
+  shared = start[names[0]].trainable["shared"]
+  trainable = together.join({"shared": shared}, {n: s.trainable["task"] for n, s in start.items()})
+  state = together.join({"shared": {}}, {n: s.state["task"] for n, s in start.items()})
+  rows = sharding.put_batch(together.join_batches(batches), bench.mesh, together.device_keys)
+  live = Live(trainable, bench.steps.init_optimizer(trainable), state)
+  _, metrics = bench.steps.train(together, live, frozen, None, bench.constants, rows, jax.random.key(0), SCALE)
+  losses = {name: float(loss) for name, loss in metrics["losses"].items()}
+  assert losses == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.fixture
 def opened(toybox):
   config = small.config_of("joint")

@@ -52,6 +52,12 @@ class Classes(Task):
     """Cross-entropy over the classes of this task."""
     return masked_mean(optax.softmax_cross_entropy_with_integer_labels(outputs["logits"], batch["label"]), batch["mask"])
 
+  def loss_among(self, scores: jax.Array, place: int, batch: Tree) -> jax.Array:
+    """Cross-entropy over the classes of K tasks that are learned at once: scores [B, K, C], `place` that of this one."""
+    label = place * self.num_classes + batch["label"]
+    flat = scores.reshape(len(scores), -1)
+    return masked_mean(optax.softmax_cross_entropy_with_integer_labels(flat, label), batch["mask"])
+
   def scores(self, outputs: Tree) -> Tree:
     """Logits [B, C]."""
     return {"scores": outputs["logits"]}
