@@ -164,7 +164,8 @@ def data() -> ConfigDict:
   d.num_threads = 2  # decoding, in each worker where there are any
   d.num_workers = 0  # decoding processes, for hosts with many cores; each start of an epoch takes them seconds
   d.mirrored = ()  # tasks that see half of their training clips mirrored left to right; none whose answers say left
-  d.cache_gb = 1.5  # decoded clips kept in memory, over all workers; and as much for what pool methods ask (phpjax/queries.py)
+  d.cache_gb = 1.5  # decoded clips kept in memory, over all workers
+  d.query_cache_gb = 1.5  # unprompted features that pool methods ask for, kept in memory (phpjax/queries.py); 0: none are
   d.labelled_seconds_only = True  # AVS training leaves out seconds without a mask (the release runs them for nothing)
   d.num_class_tasks = 4  # of a class-incremental benchmark (ave_classes_1 ... _4): its classes in so many groups
   d.class_seed = 0  # who is in which group
@@ -259,7 +260,7 @@ def tux21(c: ConfigDict) -> ConfigDict:
   )
   c.data.num_class_tasks = 7  # of three classes
   class_incremental(c, "tux21")
-  c.batch_size, c.eval_batch_size, c.num_epochs = 16, 32, 10
+  c.batch_size, c.eval_batch_size = 16, 32
   for label in ("shared", "prompts", "head"):
     c.opt[label].lr = 2e-3
   c.opt.lr_scaling = "none"  # that is the rate of this batch size
@@ -271,16 +272,18 @@ def tux21(c: ConfigDict) -> ConfigDict:
 def class_incremental(c: ConfigDict, family: str) -> None:
   """Groups of classes, one after the other, and nobody says at test which one a clip belongs to."""
   c.tasks, c.task_id = tuple(f"{family}_{i + 1}" for i in range(c.data.num_class_tasks)), "inferred"
+  if c.data.toybox != "tiny":
+    c.num_epochs = 10  # a task has a few dozen clips
 
 
 # -- variants ----------------------------------------------------------------------------------------------------
 
 
 def experiment(variant: str, tasks: tuple[str, ...] | None = None) -> ConfigDict:
-  """An experiment without PHP's modules, as `base` has it but for `tasks`, where a method cannot learn them all."""
+  """An experiment without PHP's modules, as `base` has it; `tasks` are those that a method can learn, if not all."""
   size, changes = split(variant, SIZES)
   c = sized(size)
-  c.tasks = tasks or c.tasks
+  c.tasks = tuple(name for name in c.tasks if name in (tasks or c.tasks)) or c.tasks  # those of tux21 are others
   return changed(c, changes, SIZES)
 
 

@@ -43,6 +43,7 @@ CHANGES = (*SWITCHES, "slots_N", "length_N", "first_N", "last_N", "rank_N")
 OF_SIZE = {
   "full": {"blocks": tuple(range(12)), "msp_length": 8, "rank": 32, "num_slots": 16},
   "toybox": {"blocks": tuple(range(12)), "msp_length": 4, "rank": 8, "num_slots": 8},
+  "tux21": {"blocks": (0, 1, 2, 3), "msp_length": 4, "rank": 16, "num_slots": 8},
   "tiny": {"blocks": (0, 1, 2), "msp_length": 2, "rank": 4, "num_slots": 4},
 }
 
@@ -66,7 +67,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     c.opt.reference_batch_size = 8
     for label in ("shared", "prompts", "head"):
       c.opt[label].lr = 5e-4
-  else:
+  elif c.data.toybox:
     c.opt.head.lr = 5e-3  # what configs/linear_probe.py found for the same heads
   base.changed(c, changes, base.SIZES, change, CHANGES)
   del c.encoders["text"]

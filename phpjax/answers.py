@@ -101,7 +101,10 @@ class Answers:
     return lambda rows: self.steps.predict_growing(task, heads, counts, *inputs, rows)
 
   def _counting(self, name: str, prompts_of: str) -> list[str]:
-    """The tasks whose heads count: all, but under prompts of a task that its head alone was learned with, that one."""
+    """The tasks whose heads count: the task's alone where it is given; else those of all, but under prompts of a task that its
+    head alone was learned with, that one."""
+    if not self.infer:
+      return [name]
     own = jax.tree.leaves(self.params["tasks"][name]["prompts"]) and self.experiment.method.routed_head
     return [prompts_of] if own else self.rivals(name)
 
@@ -120,7 +123,15 @@ class Answers:
     scores = {other: ask(other) for other in rivals if other in wanted}
     pick = lambda key: np.stack([scores[rivals[who]][key][row] for row, who in enumerate(chosen)])
     routed = {key: pick(key) for key in scores[name]}
-    return {**routed, ROUTED: chosen == rivals.index(name), **{f"{ORACLE}{key}": x for key, x in scores[name].items()}}
+    given = self._given(name, scores[name])
+    return {**routed, ROUTED: chosen == rivals.index(name), **{f"{ORACLE}{key}": x for key, x in given.items()}}
+
+  def _given(self, name: str, scores: Tree) -> Tree:
+    """Scores under a task's own prompts as they were if it were given: of a growing label set, by its head alone."""
+    if not self.experiment.tasks[name].growing:
+      return scores
+    own = np.arange(scores["scores"].shape[1])[:, None] == self.rivals(name).index(name)
+    return {**scores, "scores": np.where(own, scores["scores"], -np.inf)}
 
   # -- rows ----------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ from phpjax.errors import UserError, writing
 Tree = dict[str, Any]
 VERSION = 2
 FOLDER = "checkpoints"
+FIRST = 1  # the number of a run's first step
 
 
 @dataclasses.dataclass
@@ -144,18 +145,20 @@ def newest_good(
 ) -> tuple[int, Tree] | None:
   """(step, its JSON) of the first of `steps` that is whole; a damaged one is named on stderr and passed over.
 
-  Returns None when there is no step; raises UserError when all are damaged, or one cannot be read for another reason.
+  Returns None when there is no step, or only the first one, before the end of which a run was killed: it begins again. Raises
+  UserError when all are damaged, or one cannot be read for another reason.
   """
-  steps = list(steps)
+  steps, unfinished = list(steps), 0
   for step in steps:
     try:
       return step, open_meta(folder, step)
     except manifest.DamagedError as error:
       on_damage(step)
+      unfinished += isinstance(error, manifest.UnfinishedError)
       print(f"warning: checkpoint {folder / str(step)} cannot be used ({error}); trying the one before", file=sys.stderr)
     except OSError as error:  # of the disk or the network; the step may be as good as new
       raise UserError(f"cannot read checkpoint {folder / str(step)}: {error}; run the same command again") from error
-  if steps:
+  if steps and not (steps == [FIRST] and unfinished):
     raise UserError(f"no checkpoint in {folder} can be read: start again with another --workdir")
   return None
 

@@ -65,6 +65,7 @@ def _numbers(config: ConfigDict) -> Iterator[str]:
     ("data.num_workers", config.data.num_workers, 0),
     ("data.questions_per_clip", config.data.questions_per_clip, 1),
     ("data.cache_gb", config.data.cache_gb, 0),
+    ("data.query_cache_gb", config.data.get("query_cache_gb", 0), 0),
     ("data.toybox_seed", config.data.toybox_seed, 0),
     ("data.num_class_tasks", config.data.get("num_class_tasks", 1), 1),
     ("data.class_seed", config.data.get("class_seed", 0), 0),

@@ -22,6 +22,7 @@ NONE = "-"
 # Beside the scores: what a row's column says and how its number is written. Trainable: prompts, heads and shared parameters of
 # all tasks. Memory: the process at its largest. Clips/s: median over logged training steps, compiling ones and waiting for data
 # included. Checkpoint: what must be kept to open the model, without encoders and optimizer.
+ROUTING = (("routing", "routing"), ("oracle", "oracle"))  # column, number of a run: where tasks are inferred
 COSTS: tuple[tuple[str, str, float, int | None], ...] = (  # header, number, unit, decimals (None: three digits that count)
   ("trainable", "trainable_parameters", 1, 0),
   ("memory, GB", "peak_memory_bytes", 1e9, None),
@@ -88,8 +89,9 @@ def percent(stat: Stat, runs: int | None = None) -> str:
 
 def scores(setting: Setting) -> Table:
   """Method x task: the last row of the matrix in percent, forgetting, BWT and costs."""
-  header = ("method", "n", *setting.tasks, "mean", "forgetting", "BWT", *(cost[0] for cost in COSTS))
-  rows = [_scores_row(setting, group) for group in setting.groups]
+  routed = ROUTING if any(group.number(name).n for group in setting.groups for _, name in ROUTING) else ()
+  header = ("method", "n", *setting.tasks, "mean", "forgetting", "BWT", *(what for what, _ in routed), *(c[0] for c in COSTS))
+  rows = [_scores_row(setting, group, routed) for group in setting.groups]
   for label, seeds in setting.trivial:
     rows.append(_trivial_row(setting, label, seeds, "matrix", len(header)))
   metrics = ", ".join(f"{task} {setting.metric[task]}" for task in setting.tasks)
@@ -101,15 +103,19 @@ def scores(setting: Setting) -> Table:
     "Trainable: parameters that learn, of all tasks. Memory: largest size of the process. Clips/s: training, median over "
     "logged steps. Checkpoint: what must be kept to open the model, without encoders and optimizer.",
     "Trivial: the best predictor that never looks at a clip.",
+    *(
+      ["Routing: clips whose task was found, oracle: scores if it were given, both of the last row, means over tasks."]
+      * bool(routed)
+    ),
   )
   table = _table(setting.title, header, rows, notes, len(setting.groups))
   return dataclasses.replace(table, split=len(header) - len(COSTS))
 
 
-def _scores_row(setting: Setting, group: Group) -> list[str]:
+def _scores_row(setting: Setting, group: Group, routed: Sequence[tuple[str, str]]) -> list[str]:
   n = len(group.runs)
   tasks = [percent(group.score(task), n) if task in group.runs[0].tasks else NONE for task in setting.tasks]
-  whole = [percent(group.number(name), n) for name in ("mean_accuracy", "forgetting", "bwt")]
+  whole = [percent(group.number(name), n) for name in ("mean_accuracy", "forgetting", "bwt", *(name for _, name in routed))]
   costs = [written(group.number(name), unit, decimals, n) for _, name, unit, decimals in COSTS]
   return [group.label, str(n), *tasks, *whole, *costs]
 

@@ -31,6 +31,8 @@ NUMBERS = (
   "mean_accuracy",
   "forgetting",
   "bwt",
+  "routing",
+  "oracle",
   "trainable_parameters",
   "frozen_parameters",
   "peak_memory_bytes",
@@ -238,10 +240,14 @@ def _numbers(
   summary = continual.summarise(matrix) if curve is not None else {}
   parameters = results.get("parameters", {})
   trainable = [number(parameters.get("shared")), *map(number, parameters.get("per_task", {}).values())]
+  if results.get("joint"):  # one model fills all rows: nothing that comes after another
+    summary = {"forgetting": None, "bwt": None}
   found = {
     "mean_accuracy": float(matrix[-1].mean()),
     "forgetting": summary.get("forgetting", number(results.get("forgetting"))),
     "bwt": summary.get("bwt", number(results.get("bwt"))),
+    "routing": _last_row(results.get("routing")),
+    "oracle": _last_row(results.get("oracle")),
     "trainable_parameters": None if None in trainable else sum(trainable),
     "frozen_parameters": number(parameters.get("frozen")),
     "peak_memory_bytes": number(results.get("peak_memory_bytes")),
@@ -253,11 +259,18 @@ def _numbers(
   return {name: found[name] for name in NUMBERS}
 
 
+def _last_row(matrix: Any) -> float | None:
+  """The mean of the last row of a matrix, where a run has it: the clips whose task was found, the scores if it were given."""
+  scores = [number(score) for score in matrix[-1]] if matrix else [None]
+  return None if None in scores else statistics.fmean(scores)
+
+
 def _place(results: Tree, config: Tree, meta: Tree) -> dict[str, Any]:
   """{what: value} on which runs must agree, where both have it, for their scores to stand in one table."""
   data, toybox = results.get("data", {}), workdir.flatten(config).get("data.toybox")
   identity = data.get("identity") or meta.get("data") or {}
   place = {"data": data.get("name"), "evaluated on": data.get("evaluation_split")}
+  place["the task at test"] = results.get("task_id")
   if toybox:  # its ids say nothing beyond its version and its seed
     place["toybox"] = identity.get("toybox")
   else:

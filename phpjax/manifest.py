@@ -16,6 +16,10 @@ class DamagedError(ValueError):
   """A file is not what it was when it was written; the message names it."""
 
 
+class UnfinishedError(DamagedError):
+  """There is no manifest: the step was not finished when the run was killed."""
+
+
 def write(folder: pathlib.Path) -> None:
   """Lists a folder's files in its manifest, which appears at once and whole."""
   paths = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != FILE]
@@ -44,7 +48,7 @@ def _listed(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
     listed = json.loads(path.read_text(encoding="utf-8"))["files"]
     whole = all(isinstance(x["bytes"], int) and isinstance(x["sha256"], str) for x in listed.values())
   except OSError as error:
-    raise DamagedError(f"{path} is missing: the step was not finished") from error
+    raise UnfinishedError(f"{path} is missing: the step was not finished") from error
   except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
     raise DamagedError(f"{path} is damaged") from error
   if not listed or not whole or any(_leaves(name) for name in listed):

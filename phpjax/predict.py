@@ -72,7 +72,8 @@ def load(folder: Path, step: int | None = None) -> Predictor:
     )
   params, state = _fill(built, meta["tasks"], items, folder)
   final = folder / workdir.RESULTS
-  return Predictor(built, steps, params, state, workdir.read_json(final) if final.is_file() else None, folder)
+  infer = config.task_id == "inferred" and set(meta["tasks"]) == set(meta["learned"])  # a half-learned task has no centroids
+  return Predictor(built, steps, params, state, workdir.read_json(final) if final.is_file() else None, folder, infer)
 
 
 def _config(stored: Tree, path: pathlib.Path) -> ConfigDict:
@@ -93,8 +94,9 @@ def _open_step(folder: pathlib.Path, step: int | None) -> tuple[Tree, Tree]:
   if not there:
     raise UserError(f"no checkpoint in {folder}: train first with python -m phpjax.main --workdir={folder.parent}")
   if step is None:
-    step, _ = checkpoint.newest_good(folder, there)
-    return open_step(folder, step)
+    if (found := checkpoint.newest_good(folder, there)) is None:
+      raise UserError(f"no checkpoint in {folder} was finished: train on with the same command")
+    return open_step(folder, found[0])
   if step not in there:
     raise UserError(f"no checkpoint {step} in {folder}; there are {there}")
   try:
@@ -151,13 +153,21 @@ class Predictor:
     media: image size and sample rate of the encoders.
   """
 
-  def __init__(self, built: experiment.Experiment, steps: Steps, params: Tree, state: Tree, final: Tree | None, folder: Path):
+  def __init__(
+    self,
+    built: experiment.Experiment,
+    steps: Steps,
+    params: Tree,
+    state: Tree,
+    final: Tree | None,
+    folder: Path,
+    infer: bool,
+  ) -> None:
     self._experiment, self._steps, self._mesh = built, steps, steps.mesh
     self.params, self._state = sharding.put_replicated(params, self._mesh), sharding.put_replicated(state, self._mesh)
     self.results, self.folder, self.config, self.media = final, folder, built.config, built.media
     self.tasks = tuple(params["tasks"])
     constants = functools.cache(lambda name: sharding.put_replicated(built.constants[name], self._mesh))
-    infer = built.config.task_id == "inferred" and self.results is not None  # else a task has no centroids yet
     self._answers = Answers(built, steps, self._mesh, self.params, self._state, constants, infer)
     self._encode: dict[str, Callable[[Tree, jax.Array], jax.Array]] = {}
 

@@ -1,11 +1,12 @@
 """What a run says while it works: bars on a terminal, plain lines elsewhere. All of it goes to stderr."""
 
+import contextlib
 import os
 import sys
 import time
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -13,6 +14,27 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 LINE_EVERY_S = 5.0
+
+
+class Unread:
+  """A stream that may lose its reader, as by Ctrl-C in `... 2>&1 | tee log`: what nobody reads must not end a run."""
+
+  def __init__(self, stream: TextIO) -> None:
+    self._stream = stream
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._stream, name)
+
+  def write(self, text: str) -> int:
+    """As of the stream, but that a broken pipe is nothing."""
+    with contextlib.suppress(BrokenPipeError):
+      self._stream.write(text)
+    return len(text)
+
+  def flush(self) -> None:
+    """Likewise."""
+    with contextlib.suppress(BrokenPipeError):
+      self._stream.flush()
 
 
 class Progress:
@@ -46,7 +68,7 @@ class Progress:
       on_progress: called, as `beat`, whenever anything is told, in every process.
     """
     self.beat = on_progress
-    self._stream = sys.stderr if stream is None else stream
+    self._stream = Unread(sys.stderr if stream is None else stream)
     self._primary, self._clock = primary, clock
     self._live = primary and self._stream.isatty() and os.environ.get("TERM") != "dumb"
     self._console = Console(file=self._stream, force_terminal=True, highlight=False) if self._live else None

@@ -42,11 +42,26 @@ def added(run: Run, name: str, split: str, batches: Iterator[Tree], *, fixed: bo
 
 
 def _fits(run: Run, name: str, split: str) -> bool:
-  """Whether the features of a split fit into what is left of `data.cache_gb`, the same on all processes."""
-  source, used = run.source(name, split), sum(x.nbytes for x in jax.tree.leaves(run.queries))
-  clip = source[0]
-  numbers = sum(len(clip[m]) * module.embed_dim for m, module in run.experiment.modules.items() if m in clip)
-  return used + len(source) * numbers * np.dtype(np.float32).itemsize <= run.config.data.cache_gb * 1e9
+  """Whether the features of a split fit into `data.query_cache_gb`, behind those of all splits before it in the run's order.
+
+  A matter of the config and the data alone: what fits is the same on all processes, and in a run that goes on after a stop.
+  """
+  planned, limit = 0, run.config.data.query_cache_gb * 1e9
+  for each in run.names:
+    for one in run.used_splits(each):
+      planned += _num_bytes(run, each, one)
+      if (each, one) == (name, split) or planned > limit:
+        return planned <= limit
+  return False
+
+
+def _num_bytes(run: Run, name: str, split: str) -> int:
+  """Of the features of a split: one row for each second of a clip."""
+  source = run.source(name, split)
+  numbers = sum(
+    len(source[0][m]) * module.embed_dim for m, module in run.experiment.modules.items() if m in ("visual", "audio")
+  )
+  return len(source) * numbers * np.dtype(np.float32).itemsize
 
 
 def _ask(run: Run, name: str, split: str) -> Tree:

@@ -70,6 +70,7 @@ def restore(run: Run) -> bool:
   found = run.checkpoints.newest_good()
   distributed.check_equal({"newest good checkpoint": found and found[0]})  # before all of them restore it together
   if found is None:
+    run.position.saves = max(run.checkpoints.steps(), default=0)  # a first one that was not finished keeps its number
     return False
   step, meta = found
   _check_same(run, meta)
@@ -123,7 +124,8 @@ def _fill(run: Run, meta: Tree, step: int) -> None:
   if name:
     begin(run, name)
   if meta["best"]:
-    _put_items(run, run.checkpoints.restore(meta["best"]["saved"], items(run, leave_out=run.learned)), name)
+    wanted = {item: tree for item, tree in items(run, leave_out=run.learned).items() if item != "live"}  # of the newest alone
+    _put_items(run, run.checkpoints.restore(meta["best"]["saved"], wanted), name)
     run.best = Best(**meta["best"], trainable=jax.device_get(run.parts(name)[0]), state=jax.device_get(run.state_of(name)))
   found = run.checkpoints.restore(step, items(run, leave_out=run.learned))
   _put_items(run, found, name)

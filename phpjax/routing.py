@@ -16,12 +16,13 @@ MODALITIES = ("visual", "audio")
 
 
 def vectors(features: Tree, clips: int) -> np.ndarray:
-  """{modality: Features of every second} -> float32 [B, D]: of each modality the mean of its unit features, side by side."""
-  parts = []
-  for pooled in (np.asarray(features[m].pooled, np.float32) for m in MODALITIES if m in features):
-    unit = pooled / np.linalg.norm(pooled, axis=-1, keepdims=True).clip(1e-6)
-    parts.append(unit.reshape(clips, -1, pooled.shape[-1]).mean(axis=1))
-  return np.concatenate(parts, axis=1)
+  """{modality: Features of every second} -> float32 [B, D]: of each modality the direction of its mean feature, side by side.
+
+  Unit length, so that neither the number of seconds that are run nor how much a clip changes counts.
+  """
+  unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True).clip(1e-6)
+  found = [np.asarray(features[m].pooled, np.float32) for m in MODALITIES if m in features]
+  return np.concatenate([unit(unit(x).reshape(clips, -1, x.shape[-1]).mean(axis=1)) for x in found], axis=1)
 
 
 def width(encoders: Tree) -> int:

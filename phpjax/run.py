@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import dataclasses
 import pathlib
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -371,31 +370,3 @@ def begin(run: Run, name: str) -> None:
       add_task(run, task)
   trainable, _ = run.parts(name)
   run.live = Live(trainable, run.steps.init_optimizer(trainable), run.state_of(name))
-
-
-@contextlib.contextmanager
-def stop_on_signal(run: Run) -> Iterator[None]:
-  """SIGTERM or SIGINT asks the run to save after the current step; a second one stops at once. For the time in which there is
-  something to save: see phpjax/signals.py for the rest of it.
-
-  With several processes it asks them all, and `Run.should_stop` says which step is the last.
-  """
-
-  def ask(number: int, frame: Any) -> None:
-    del frame
-    for each in signals.BOTH:
-      signal.signal(each, signal.SIG_DFL)
-    if jax.process_count() > 1:
-      return distributed.ask_to_stop(signal.Signals(number).name)
-    run.stop = True
-    run.progress.note(f"{signal.Signals(number).name}: saving after this step; the same command continues")
-
-  try:
-    old = {number: signal.signal(number, ask) for number in signals.BOTH}
-  except ValueError:  # not the main thread (a notebook's worker, a test): signals stay with their owner
-    old = {}
-  try:
-    yield
-  finally:
-    for number, handler in old.items():
-      signal.signal(number, handler)

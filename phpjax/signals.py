@@ -2,7 +2,7 @@
 
 Python calls signal handlers between two steps of its main thread, which may compile or read for minutes. So the handler only
 holds that thread still, and another one, which a signal wakes at once (signal.set_wakeup_fd), puts things in order and ends the
-process. While a run learns, its own handler takes the place of this one: see `run.stop_on_signal`.
+process. While a run learns, its own handler takes the place of this one: see `train.stop_on_signal`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def _wait(read: int, end: Callable[[str], Any]) -> None:
   while number := os.read(read, 1):
     if number[0] in BOTH and (_caught.is_set() or signal.getsignal(number[0]) is _hold):
       name = signal.Signals(number[0]).name
-      os.write(STDERR, f"{name}: there is nothing new to save; the same command continues\n".encode())
+      with contextlib.suppress(OSError):  # who reads it may have been stopped by the same signal: `... 2>&1 | tee log`
+        os.write(STDERR, f"{name}: there is nothing new to save; the same command continues\n".encode())
       clean_up()
       end(name)
 
@@ -89,7 +90,8 @@ def clean_up() -> None:
     for child in children:
       child.join()  # else it may still write where the functions tidy up
     for function in reversed(_at_end):
-      function()
+      with contextlib.suppress(OSError):  # one that fails must not keep the others from their work
+        function()
 
   thread = threading.Thread(target=call, name="clean up", daemon=True)
   thread.start()

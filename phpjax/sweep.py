@@ -124,8 +124,8 @@ def tasks_of(order: str, config: ConfigDict) -> tuple[str, ...]:
   if order == REVERSED:
     return tuple(reversed(config.tasks))
   tasks = tuple(order.split("-"))
-  if not set(tasks) <= set(config.epoch_factor):
-    known = ", ".join(config.epoch_factor)
+  if not set(tasks) <= {*config.epoch_factor, *config.tasks}:
+    known = ", ".join(dict.fromkeys((*config.tasks, *config.epoch_factor)))
     raise UserError(f"unknown order {order!r}: it is {GIVEN}, {REVERSED}, or tasks joined by '-', of {known}")
   return tasks
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,9 +21,9 @@ from phpjax.errors import UserError
 from phpjax.fisher import squared_gradients
 from phpjax.logs import MetricsLog
 from phpjax.methods import TrainingClips
-from phpjax.run import Run, add_task, anchor_of, begin, open_run, return_freed_memory, stop_on_signal
+from phpjax.run import Run, add_task, anchor_of, begin, open_run, return_freed_memory
 from phpjax.scoring import choose, evaluate_seen
-from phpjax.signals import Stopped
+from phpjax.signals import BOTH, Stopped
 
 Tree = dict[str, Any]
 
@@ -59,6 +60,34 @@ def learn_all(run: Run) -> None:
   distributed.wait_for_all()  # process 0 has sealed the last checkpoint: from here on a signal may end them all at once
 
 
+@contextlib.contextmanager
+def stop_on_signal(run: Run) -> Iterator[None]:
+  """SIGTERM or SIGINT asks the run to save after the current step; a second one stops at once. For the time in which there is
+  something to save: see phpjax/signals.py for the rest of it.
+
+  With several processes it asks them all, and `Run.should_stop` says which step is the last.
+  """
+
+  def ask(number: int, frame: Any) -> None:
+    del frame
+    for each in BOTH:
+      signal.signal(each, signal.SIG_DFL)
+    if jax.process_count() > 1:
+      return distributed.ask_to_stop(signal.Signals(number).name)
+    run.stop = True
+    run.progress.note(f"{signal.Signals(number).name}: saving after this step; the same command continues")
+
+  try:
+    old = {number: signal.signal(number, ask) for number in BOTH}
+  except ValueError:  # not the main thread (a notebook's worker, a test): signals stay with their owner
+    old = {}
+  try:
+    yield
+  finally:
+    for number, handler in old.items():
+      signal.signal(number, handler)
+
+
 def announce(run: Run, found: bool) -> None:
   """Says where a continued run goes on, and starts the bar over all tasks."""
   at, costs = run.position, [run.num_steps(name) * run.seconds(name) for name in run.stages]
@@ -66,7 +95,9 @@ def announce(run: Run, found: bool) -> None:
   if run.live:
     done += run.done_steps() * run.seconds(run.stage(at.task))
   if found and at.task < len(run.names):
-    doing = f"epoch {at.epoch + 1}, step {at.step + 1}" if run.experiment.method.learns else "its training clips"
+    doing = "its training clips"  # that end it, or are all that it has
+    if run.experiment.method.learns and at.epoch < run.num_epochs(run.stage(at.task)):
+      doing = f"epoch {at.epoch + 1}, step {at.step + 1}"
     doing = "evaluation" if run.names[at.task] in run.learned else doing
     run.progress.note(f"continuing at task {at.task + 1}/{len(run.names)}, {doing}")
   for note in run.experiment.method.notes(run.experiment.tasks):
@@ -81,6 +112,11 @@ def evaluate_again(config: ConfigDict, folder: pathlib.Path) -> Tree:
   with open_run(config, folder) as run:
     if not resume.restore(run) or not (learned := len(run.learned)):
       raise UserError(f"--workdir={folder} has no learned task to evaluate: train first (--mode=train)")
+    keep = lambda trees: {
+      **trees,
+      "tasks": {name: trees["tasks"][name] for name in run.learned},
+    }  # not one that is half learned
+    run.params, run.state = keep(run.params), keep(run.state)
     # All that is scored now: other clips may be there, or left out, than when the run trained.
     run.history = {**run.history, "per_task": [], "drift": [], "trivial": {}, "evaluated": {}}
     evaluate_seen(run, learned - 1)
@@ -93,8 +129,11 @@ def evaluate_again(config: ConfigDict, folder: pathlib.Path) -> Tree:
 
 
 @contextlib.contextmanager
-def saved_if_stopped(run: Run) -> Iterator[None]:
-  """What was done before a signal, a clip that cannot be read or a step that is not finite is not lost."""
+def saved_if_stopped(run: Run, *, again: bool = True) -> Iterator[None]:
+  """What was done before a signal, a clip that cannot be read or a step that is not finite is not lost.
+
+  again: False where everything that counts is saved already, and what is done since is begun again.
+  """
   try:
     yield
   except (DataError, nonfinite.StepRefused, Stopped) as error:
@@ -103,8 +142,13 @@ def saved_if_stopped(run: Run) -> Iterator[None]:
         f"{error}; one of several processes met it, so what came after the newest checkpoint is not saved: the same command "
         "continues there"
       ) from error
-    resume.save(run)
+    if again:
+      resume.save(run)
     run.checkpoints.wait()
+    if isinstance(error, DataError) and run.stop:  # a decoding process that the same signal has ended
+      raise Stopped from error
+    if not isinstance(error, DataError):
+      distributed.wait_for_all()  # process 0 seals what is saved: none may end the others before
     raise
 
 
@@ -122,9 +166,9 @@ def learn(run: Run, index: int) -> None:
       train_epoch(run, name, epoch, inputs, scale)
       choose(run, epoch)
     run.position = dataclasses.replace(run.position, epoch=epoch + 1, batch=0)
-    if epoch + 1 < num_epochs:
-      resume.save(run)
-  finish_task(run, name, run.features)
+    resume.save(run)  # behind the last epoch too: what ends a task may run over all of its clips
+  with saved_if_stopped(run, again=False):
+    finish_task(run, name, functools.partial(heard_features, run))
 
 
 def look(run: Run, index: int) -> None:
@@ -133,18 +177,24 @@ def look(run: Run, index: int) -> None:
   if name not in run.params["tasks"]:
     add_task(run, name)
   run.progress.task(name, index, len(run.names), run.num_steps(name), cost=run.seconds(name), unit="batches")
-  with saved_if_stopped(run):
+  with saved_if_stopped(run, again=False):
     finish_task(run, name, functools.partial(told_features, run))
 
 
+def heard_features(run: Run, name: str, prompted: bool) -> Iterator[tuple[Tree, Tree]]:
+  """`Run.features` that stops between two batches."""
+  for found in run.features(name, prompted):
+    yield found
+    if run.should_stop():
+      raise Stopped
+
+
 def told_features(run: Run, name: str, prompted: bool) -> Iterator[tuple[Tree, Tree]]:
-  """`Run.features` that tells how far it is, and stops between two batches."""
-  total, asked = run.num_steps(name), time.monotonic()
-  for done, (features, batch) in enumerate(run.features(name, prompted), start=1):
+  """The same that tells how far it is."""
+  asked = time.monotonic()
+  for done, (features, batch) in enumerate(heard_features(run, name, prompted), start=1):
     yield features, batch
     run.progress.batch(done, float(batch["mask"].sum()) / max(time.monotonic() - asked, 1e-9))
-    if done < total and run.should_stop():
-      raise Stopped
     asked = time.monotonic()
 
 
@@ -167,18 +217,18 @@ def finish_task(run: Run, name: str, features: Callable[[str, bool], Iterator[tu
       raise RuntimeError(
         f"{type(method).__name__}.end_task, after {task}, replaced what it must leave as it is: {', '.join(changed[:5])}"
       )
-    remember_looks(run, task)
+    remember_looks(run, task, features)
   run.state = sharding.put_replicated(run.state, run.mesh)  # where the steps want it: elsewhere, it would be another compile
   run.anchors |= {task: anchor_of(run, task) for task in run.members(name)}
   resume.save(run, learned=run.members(name))
 
 
-def remember_looks(run: Run, name: str) -> None:
+def remember_looks(run: Run, name: str, features: Callable[[str, bool], Iterator[tuple[Tree, Tree]]]) -> None:
   """Where tasks are inferred: what the clips of this one look like to the frozen encoders."""
   if "centroids" not in run.state["tasks"][name]:
     return
   real = lambda features, batch: routing.vectors(features, len(batch["mask"]))[np.asarray(batch["mask"]) > 0]
-  looks = np.concatenate([real(features, batch) for features, batch in run.features(name, prompted=False)])
+  looks = np.concatenate([real(found, batch) for found, batch in features(name, False)])
   own = {**run.state["tasks"][name], "centroids": sharding.put_replicated(routing.centroids(looks), run.mesh)}
   run.state = {**run.state, "tasks": {**run.state["tasks"], name: own}}
 

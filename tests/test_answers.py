@@ -131,9 +131,11 @@ def test_the_metric_by_hand():
   label, place = np.array([1, 0, 1, 0]), np.array([1, 1, 1, 0])
   found = metric.evaluate(scores, label, place)
   assert found == {"accuracy": 2 / 4, "task_accuracy": 3 / 4, "accuracy_within_task": 2 / 4}
+  lost = np.full((1, 2, 2), [[-inf, -inf], [0, 1]])
+  assert metric.evaluate(lost, np.array([0]), np.array([0]))["accuracy_within_task"] == 0, "nobody answered"
   assert metric.evaluate(scores, label, place, mask=np.array([1, 0, 0, 1]))["accuracy"] == 1
 
 
 def test_the_trivial_answer_is_the_most_frequent_class():
   name, scores = metric.trivial(np.array([2, 2, 0, 1, 2]), num_classes=3)
-  assert name == "class 2" and scores["accuracy"] == 3 / 5
+  assert name == "class 2, told the task" and scores["accuracy"] == 3 / 5

@@ -121,7 +121,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.values",
   },
   "phpjax.results": {*PARTS, *TOOLS, "phpjax.benchmarks"},
-  "phpjax.fisher": {"phpjax.errors", "phpjax.run", "phpjax.sharding"},
+  "phpjax.fisher": {"phpjax.errors", "phpjax.run", "phpjax.sharding", "phpjax.signals"},
   "phpjax.joint": {"phpjax.partition", "phpjax.run", "phpjax.tasks"},  # another Run
   "phpjax.run": {
     *PARTS,

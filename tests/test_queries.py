@@ -120,7 +120,7 @@ def test_what_does_not_fit_into_memory_is_asked_in_every_step(opened, monkeypatc
   seconds, embed = opened.experiment.tasks["ave"].seconds, 2 * 16
   train = len(opened.source("ave", "train")) * seconds * embed * 4
   config = opened.config.copy_and_resolve_references().unlock()
-  config.data.cache_gb = (train + 1) / 1e9
+  config.data.query_cache_gb = (train + 1) / 1e9
   monkeypatch.setattr(run.Run, "config", config)
   assert "query" in next(queries.added(opened, "ave", "train", plain(opened)))
   done = len(counted)

@@ -24,16 +24,18 @@ def statistics(
     mask: [N].
 
   Returns:
-    {"hit": the class, "task_hit": the task of the best class, "within_hit": the class among those of its own task}, bool [n].
+    {"hit": the class, "task_hit": the task of the best class, "within_hit": the class among those of its own task}, bool [n];
+    a clip is a miss within its task too where the head of that task did not answer.
   """
   scores, label, place = rows.keep(mask, scores, label, place)
   rows.check_finite("class scores", scores)
   num_tasks, num_classes = scores.shape[1:]
   best = scores.reshape(len(scores), num_tasks * num_classes).argmax(-1)
+  own = scores[np.arange(len(scores)), place]
   return {
     "hit": best == place * num_classes + label,
     "task_hit": best // num_classes == place,
-    "within_hit": scores[np.arange(len(scores)), place].argmax(-1) == label,
+    "within_hit": (own.argmax(-1) == label) & np.isfinite(own).any(-1),
   }
 
 
@@ -54,16 +56,18 @@ def evaluate(scores: np.ndarray, label: np.ndarray, place: np.ndarray, mask: np.
 def trivial(label: np.ndarray, *, num_classes: int, mask: np.ndarray | None = None) -> tuple[str, dict[str, float]]:
   """The best predictor that answers one class of the task everywhere, chosen on the very labels it is scored on.
 
+  It is told the task, which no method is: among all classes of K tasks one class would be right for a K-th of this on average.
+
   Args:
     label: int [N], class within the task.
     num_classes: of the task.
     mask: [N].
 
   Returns:
-    Its name ("class 2") and its scores.
+    Its name ("class 2, told the task") and its scores.
   """
   (label,) = rows.keep(mask, label)
   best = int(np.bincount(label, minlength=num_classes).argmax())
   scores = np.zeros((len(label), 1, num_classes))
   scores[..., best] = 1
-  return f"class {best}", evaluate(scores, label, np.zeros(len(label), int))
+  return f"class {best}, told the task", evaluate(scores, label, np.zeros(len(label), int))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from phpjax.tasks.base import Task, Tree, masked_mean
+from phpjax.tasks.base import Task, Tree, masked_mean, softened_divergence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Classes(Task):
   kind: ClassVar[str] = "classes"
   growing: ClassVar[bool] = True
   samples: ClassVar[str] = "clips"
+  distils: ClassVar[bool] = True
 
   def label_shapes(self, seconds: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """The class of the clip."""
@@ -57,6 +58,10 @@ class Classes(Task):
     label = place * self.num_classes + batch["label"]
     flat = scores.reshape(len(scores), -1)
     return masked_mean(optax.softmax_cross_entropy_with_integer_labels(flat, label), batch["mask"])
+
+  def distillation(self, student: Tree, teacher: Tree, temperature: float, batch: Tree) -> jax.Array:
+    """Of the softmax over the classes of a task."""
+    return masked_mean(softened_divergence(student["logits"], teacher["logits"], temperature), batch["mask"])
 
   def scores(self, outputs: Tree) -> Tree:
     """Logits [B, C]."""
