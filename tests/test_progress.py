@@ -1,7 +1,9 @@
 """The progress display and the logs, written to memory and to a temporary folder."""
 
+import contextlib
 import io
 import json
+import os
 
 import numpy as np
 import pytest
@@ -112,6 +114,22 @@ def test_terminal_shows_bars_and_a_table(monkeypatch, no_color):
   assert "1/2 ave" in text and "all tasks" in text and "│" in text and "80.0" in text
   assert "[bold]results.json" in text  # a file name is no markup
   assert ("\x1b[38" in text) != no_color
+
+
+def test_a_reader_that_is_gone_ends_no_run():
+  """As by Ctrl-C in `... 2>&1 | tee log`."""
+  read, write = os.pipe()
+  os.close(read)
+  gone = os.fdopen(write, "w", buffering=1)
+  with pytest.raises(BrokenPipeError):
+    print("as it is", file=gone)
+  told = progress.Progress(stream=gone)
+  told.note("saving after this step")
+  told.task("ave", 0, 1, 10)
+  told.step(0, 1, 1, 0.5, 8.0)
+  told.close()
+  with contextlib.suppress(BrokenPipeError):  # what was not written is still in its buffer
+    gone.close()
 
 
 def test_other_processes_are_silent():

@@ -45,6 +45,7 @@ class FakeRun:
     views = {"questions_per_clip": 2, "labelled_seconds_only": True}
     data = {"num_threads": 2, "toybox": "", "evaluation_split": "test", **views}
     self.config = ConfigDict({"eval_batch_size": eval_batch_size, "data": data, "protocol": {"avvp": "released"}})
+    self.stop, self.should_stop = False, lambda: False
     self.history, self.learned = {"trivial": {}, "evaluated": {}, "validation": {}}, {}
     self.evaluation_splits, self.decoded, self.data_identity = EVALUATED, [], {"ave train": "2 rows, 0123456789ab"}
     infos = {name: BENCHMARKS[name].describe(name, data) for name, data in self.datasets.items()}

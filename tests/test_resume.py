@@ -7,6 +7,7 @@ signals: test_end_to_end.py and test_soak.py.
 import contextlib
 import functools
 import pathlib
+import shutil
 
 import pytest
 import small
@@ -14,8 +15,10 @@ from command import tiny_toybox  # noqa: F401  fixture
 from ml_collections import ConfigDict
 from runs import checkpoints, comparable, learned
 
-from phpjax import checkpoint, experiment, run, signals, train
+from data_pipelines import DataError
+from phpjax import checkpoint, experiment, manifest, run, signals, train
 from phpjax.benchmarks import BENCHMARKS
+from phpjax.errors import UserError
 from phpjax.methods import METHODS
 from phpjax.steps import Steps
 
@@ -168,5 +171,88 @@ def test_a_kill_within_an_evaluation_loses_no_task_that_was_scored(whole, made, 
   with watched(monkeypatch, made, "never", 0, seen=evaluated):
     train.train_and_evaluate(config, folder)
   assert "ave test" not in evaluated and "avs test" in evaluated and "avs unseen" in evaluated
+  assert comparable(folder) == comparable(reference)
+  small.assert_same_bits(learned(folder), learned(reference))
+
+
+def test_a_kill_before_the_first_checkpoint_is_finished_costs_only_itself(whole, made, toybox, tmp_path, monkeypatch, capsys):
+  """Its files are there, its manifest is not; the run begins again, and behind that number."""
+  config, folder, reference = config_of("php", toybox), tmp_path / "run", whole("php")
+  with watched(monkeypatch, made, *CUTS["within an epoch"]), pytest.raises(signals.Stopped):
+    train.train_and_evaluate(config, folder)
+  [first] = checkpoints(folder)
+  assert first.name == "1"
+  (first / manifest.FILE).unlink()
+  with watched(monkeypatch, made, "never", 0):
+    train.train_and_evaluate(config, folder)
+  assert "the step was not finished" in capsys.readouterr().err
+  assert comparable(folder) == comparable(reference) and not first.exists()
+  small.assert_same_bits(learned(folder), learned(reference))
+
+
+def test_a_damaged_optimizer_of_the_best_epoch_is_not_needed(whole, made, toybox, tmp_path, monkeypatch):
+  """A later step reads the parameters of that epoch alone."""
+  config, folder, reference = config_of("php", toybox), tmp_path / "run", whole("php")
+  with watched(monkeypatch, made, *CUTS["after a better epoch"]), pytest.raises(signals.Stopped):
+    train.train_and_evaluate(config, folder)
+  newest = checkpoints(folder)[0]
+  best = newest.parent / str(checkpoint.read_meta(newest)["best"]["saved"])
+  assert best != newest and (best / "live").is_dir()
+  shutil.rmtree(best / "live")
+  with watched(monkeypatch, made, "never", 0):
+    train.train_and_evaluate(config, folder)
+  assert comparable(folder) == comparable(reference)
+  small.assert_same_bits(learned(folder), learned(reference))
+
+
+# -- tasks that are inferred ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["linear_probe", pytest.param("slda", marks=pytest.mark.slow)])
+def inferred(request, made, toybox, tmp_path_factory):
+  """(config, workdir of a whole run) of two groups of classes, whose ends pass over all clips for their centroids."""
+  config, folder = small.config_of(request.param, "tiny+ave_classes"), tmp_path_factory.mktemp("inferred") / "run"
+  config.data.root, config.eval_batch_size = str(toybox), 2
+  with pytest.MonkeyPatch.context() as patch, watched(patch, made, "never", 0):
+    train.train_and_evaluate(config, folder)
+  return config, folder
+
+
+def test_a_signal_in_the_pass_that_ends_a_task_is_heard_there(inferred, made, tmp_path, monkeypatch):
+  (config, reference), folder, passes = inferred, tmp_path / "run", []
+  features = run.Run.features
+
+  def asked(opened: run.Run, name: str, prompted: bool):
+    passes.append(name)
+    opened.stop |= passes == ["ave_classes_1", "ave_classes_2"] or len(passes) == 3  # of slda: within its statistics, or behind
+    return features(opened, name, prompted)
+
+  with watched(monkeypatch, made, "never", 0), monkeypatch.context() as patched, pytest.raises(signals.Stopped):
+    patched.setattr(run.Run, "features", asked)
+    train.train_and_evaluate(config, folder)
+  meta = checkpoint.read_meta(checkpoints(folder)[0])
+  assert list(meta["learned"]) == ["ave_classes_1"], "the second task is not written before it has its centroids"
+  with watched(monkeypatch, made, "never", 0):
+    train.train_and_evaluate(config, folder)
+  assert comparable(folder) == comparable(reference)
+  small.assert_same_bits(learned(folder), learned(reference))
+
+
+def test_a_clip_that_cannot_be_read_there_counts_nothing_twice(inferred, made, tmp_path, monkeypatch):
+  (config, reference), folder = inferred, tmp_path / "run"
+  centroids, calls = train.routing.centroids, []
+
+  def once(rows):
+    calls.append(len(rows))
+    if len(calls) == 2:
+      raise DataError("this clip cannot be read")
+    return centroids(rows)
+
+  refused = pytest.raises(UserError, match="cannot be read")
+  with watched(monkeypatch, made, "never", 0), monkeypatch.context() as patched, refused:
+    patched.setattr(train.routing, "centroids", once)
+    train.train_and_evaluate(config, folder)
+  with watched(monkeypatch, made, "never", 0):
+    train.train_and_evaluate(config, folder)
   assert comparable(folder) == comparable(reference)
   small.assert_same_bits(learned(folder), learned(reference))

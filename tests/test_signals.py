@@ -1,5 +1,6 @@
 """A signal while a command has nothing to save ends it within moments: with 42, one line, and nothing left behind."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -47,6 +48,25 @@ def test_it_ends_wherever_it_is(slow, number):
     process.kill()
   assert process.returncode == 42 and time.monotonic() - begun < 5, err
   assert err.splitlines() == [LINE.format(number.name)] and out.splitlines() == ["first", "cleaned"]
+
+
+@pytest.mark.parametrize("slow", ["waits", "swallows exceptions"])
+def test_it_ends_where_nobody_reads_what_it_says(slow):
+  """Ctrl-C in `... 2>&1 | tee log` stops tee too."""
+  read, write = os.pipe()
+  process = subprocess.Popen(
+    [sys.executable, "-c", ENDED, SLOW[slow]], cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=write
+  )
+  os.close(write)
+  try:
+    while process.stdout.readline().strip() != "ready":
+      pass
+    os.close(read)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+  finally:
+    process.kill()
+  assert process.returncode == 42 and out.splitlines() == ["first", "cleaned"]
 
 
 FORKED = """

@@ -19,7 +19,8 @@ def test_evaluating_again_scores_the_trivial_predictor_on_the_clips_of_now(tmp_p
   """Both are scored on the clips that can be read, which may be others than when the run trained."""
   history = {**run.new_history(), "matrix": [[0.5]], "per_task": [{"after": "ave"}], "trivial": STALE, "evaluated": STALE}
   before = copy.deepcopy(history)
-  fake = types.SimpleNamespace(history=history, names=["ave"], learned={"ave": 1}, live=None)
+  fake = types.SimpleNamespace(history=history, names=["ave"], learned={"ave": 1}, live=None, params={"tasks": {"ave": {}}})
+  fake.state = fake.params
 
   def scored(at, index: int) -> None:
     assert index == 0 and at.history["trivial"] == at.history["evaluated"] == {} and at.history["per_task"] == []
@@ -40,7 +41,7 @@ def test_evaluating_again_scores_the_trivial_predictor_on_the_clips_of_now(tmp_p
 def test_a_clip_that_one_of_several_processes_cannot_read_is_told_with_what_is_lost(monkeypatch, number):
   """Where all can, or there is one, what was learned is saved."""
   saved = []
-  fake = types.SimpleNamespace(checkpoints=types.SimpleNamespace(wait=lambda: None))
+  fake = types.SimpleNamespace(checkpoints=types.SimpleNamespace(wait=lambda: None), stop=False)
   monkeypatch.setattr(train.resume, "save", saved.append)
   monkeypatch.setattr(train.jax, "process_count", lambda: 1 + number)
   with pytest.raises(DataError) as error, train.saved_if_stopped(fake):
@@ -78,7 +79,7 @@ def test_a_method_that_changes_what_it_has_not_learned_is_named_and_nothing_is_s
   monkeypatch.setattr(train, "anchor_of", lambda run, name: {})
   monkeypatch.setattr(train.resume, "save", lambda run, learned: saved.append(learned))
   with pytest.raises(RuntimeError, match=f"Careless.end_task, after avs, .*{path}") if path else contextlib.nullcontext():
-    train.finish_task(fake, "avs")
+    train.finish_task(fake, "avs", fake.features)
   assert saved == ([] if path else [["avs"]])
 
 

@@ -231,9 +231,9 @@ class ClassStatistics(Method):
 
   def passes(self, task: Any, clips: TrainingClips) -> Iterator[Rows]:
     """Raw samples, labels and weights of the training clips, batch by batch."""
-    extract = jax.jit(lambda found, mask: self.samples(task, found, {"mask": mask}))
+    raw = jax.jit(lambda found, mask: self.samples(task, found, {"mask": mask}))
     for found, batch in clips.features(False):
-      rows, labels = np.asarray(extract(found, batch["mask"])), np.asarray(batch["label"]).reshape(-1)
+      rows, labels = np.asarray(raw(found, batch["mask"])), np.asarray(batch["label"]).reshape(-1)
       yield rows, labels, np.repeat(np.asarray(batch["mask"]), len(rows) // len(batch["mask"]))
 
   def consolidate(self, shared: Tree, moments: Moments) -> Tree:
