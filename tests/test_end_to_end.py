@@ -20,6 +20,20 @@ NUM_STEPS = 8  # 2 tasks, 2 epochs, 2 steps
 LAST_OF_FIRST_EPOCH = 6  # of the second task
 
 
+# Python of a child: SIGTERM to itself behind the first batch of a pass over the training clips of the second task.
+AFTER_A_BATCH = """
+import os, signal
+from phpjax import progress
+tell, seen = progress.Progress.batch, []
+def batch(self, done, *more):
+  tell(self, done, *more)
+  seen.append(self._task)
+  if "2/2" in self._task and seen.count(self._task) == 1:
+    os.kill(os.getpid(), signal.SIGTERM)
+progress.Progress.batch = batch
+"""
+
+
 def command(toybox, folder, *more):
   return (*SMALL, f"--config.data.root={toybox}", f"--workdir={folder}", *more)
 
@@ -109,6 +123,23 @@ def test_the_same_command_ends_where_an_uninterrupted_run_does(finished, resumed
   assert comparable(folder) == comparable(finished)
   assert [line["loss"] for line in logged(folder)] == [line["loss"] for line in logged(finished)]
   small.assert_same_bits(learned(folder), learned(finished))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["l2p.py:tiny", "slda.py:tiny+ave_classes"])
+def test_other_methods_stop_and_go_on_too(cli, toybox, tmp_path, config):
+  """A pool that asks the unprompted encoders, and statistics without a gradient for tasks that are inferred."""
+  flags = (f"--config=configs/{config}", f"--config.data.root={toybox}", "--config.eval_batch_size=2")
+  flags = (*flags, "--config.tasks=('ave','avs')", "--config.num_epochs=2") if "l2p" in config else flags
+  cut = {"stop_at": 3} if "l2p" in config else {"before": AFTER_A_BATCH}
+  done = cli(*flags, f"--workdir={tmp_path / 'whole'}")
+  assert done.code == 0, done.err
+  done = cli(*flags, f"--workdir={tmp_path / 'cut'}", **cut)
+  assert done.code == 42 and not (tmp_path / "cut" / "results.json").exists(), done.err
+  done = cli(*flags, f"--workdir={tmp_path / 'cut'}")
+  assert done.code == 0, done.err
+  assert comparable(tmp_path / "cut") == comparable(tmp_path / "whole")
+  small.assert_same_bits(learned(tmp_path / "cut"), learned(tmp_path / "whole"))
 
 
 def test_each_evaluation_says_what_it_scored_beside_a_trivial_predictor(resumed):

@@ -41,6 +41,7 @@ def alone(bench, name, batch, rng):
   return gradient(live), jax.device_get(metrics["losses"]), jax.device_get(live.state)
 
 
+@pytest.mark.slow
 def test_a_step_adds_up_the_tasks_and_leaves_every_head_its_own(bench):
   together, key = Together(tuple(bench.tasks.values())), jax.random.key(0)
   batches = {name: {**small.batch(name, 4, seed=i), "id": ["x"] * 4} for i, name in enumerate(NAMES)}

@@ -75,7 +75,8 @@ def close(a, b, tolerance=2e-5):
     np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * max(1, np.abs(y).max()))
 
 
-@pytest.mark.parametrize("kind", [pytest.param("htsat", marks=pytest.mark.slow), "ast"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["htsat", "ast"])
 def test_remat_changes_no_number(kind):
   batch = small.batch("ave", 2)
   plain, kept = (Setup(kind=kind, remat=remat).gradients(batch) for remat in (False, True))
@@ -94,7 +95,7 @@ def test_every_leaf_learns_with_stages_of_audio(name, options):
 
 
 @pytest.mark.parametrize("options", [pytest.param({}, marks=pytest.mark.slow), RELEASED], ids=["paper", "released"])
-@pytest.mark.parametrize("name", ["ave", "avs", "avqa"])
+@pytest.mark.parametrize("name", ["ave", *(pytest.param(name, marks=pytest.mark.slow) for name in ("avs", "avqa"))])
 def test_an_answer_does_not_depend_on_its_neighbours(name, options):
   setup, batch = Setup(name, **options), small.batch(name, 3)
   whole = setup.answers(batch)

@@ -190,6 +190,7 @@ def test_a_kill_before_the_first_checkpoint_is_finished_costs_only_itself(whole,
   small.assert_same_bits(learned(folder), learned(reference))
 
 
+@pytest.mark.slow
 def test_a_damaged_optimizer_of_the_best_epoch_is_not_needed(whole, made, toybox, tmp_path, monkeypatch):
   """A later step reads the parameters of that epoch alone."""
   config, folder, reference = config_of("php", toybox), tmp_path / "run", whole("php")
@@ -238,6 +239,7 @@ def test_a_signal_in_the_pass_that_ends_a_task_is_heard_there(inferred, made, tm
   small.assert_same_bits(learned(folder), learned(reference))
 
 
+@pytest.mark.slow
 def test_a_clip_that_cannot_be_read_there_counts_nothing_twice(inferred, made, tmp_path, monkeypatch):
   (config, reference), folder = inferred, tmp_path / "run"
   centroids, calls = train.routing.centroids, []

@@ -49,6 +49,7 @@ def config(monkeypatch, toybox):
   return c
 
 
+@pytest.mark.slow
 def test_the_state_of_a_method_is_kept_and_comes_back(config, tmp_path):
   train.train_and_evaluate(config, tmp_path / "run")
   with run.open_run(config, tmp_path / "run") as opened:
