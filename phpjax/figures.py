@@ -300,7 +300,10 @@ def class_examples(examples: Sequence[Example], path: Path) -> pathlib.Path:
     examples: each {"id": str, "visual": uint8 [T, H, W, 3], "truth": str, "prediction": str}.
     path: the png to write.
   """
-  figure = Figure(figsize=(6.5, 2.2 * len(examples)), layout="constrained")
+  shown = max(min(3, len(example["visual"])) for example in examples)
+  figure = Figure(
+    figsize=(0.4 + 2.0 * shown, 2.6 * len(examples)), layout="constrained"
+  )  # a picture stays about as wide as high
   for axis, example in zip(figure.subplots(len(examples), 1, squeeze=False)[:, 0], examples, strict=True):
     visual, right = example["visual"], example["prediction"] == example["truth"]
     frames(axis, visual[np.unique(np.linspace(0, len(visual) - 1, 3).round().astype(int))], example["id"])
