@@ -139,3 +139,17 @@ def test_the_metric_by_hand():
 def test_the_trivial_answer_is_the_most_frequent_class():
   name, scores = metric.trivial(np.array([2, 2, 0, 1, 2]), num_classes=3)
   assert name == "class 2, told the task" and scores["accuracy"] == 3 / 5
+
+
+# -- what LwF holds an earlier task to ----------------------------------------------------------------------------
+
+
+def test_a_growing_label_set_distils_the_softened_classes_of_real_clips():
+  task, rng = group_task("ave_classes_1"), np.random.default_rng(0)
+  student, teacher = ({"logits": rng.normal(size=(3, CLASSES)).astype(np.float32)} for _ in range(2))
+  mask = np.float32([1, 0, 1])
+  share = lambda x: np.exp(x / 2) / np.exp(x / 2).sum(-1, keepdims=True)
+  ours, theirs = share(student["logits"].astype(np.float64)), share(teacher["logits"].astype(np.float64))
+  expected = (theirs * np.log(theirs / ours)).sum(-1)[mask > 0].mean()
+  assert task.distils and float(task.distillation(student, teacher, 2.0, {"mask": mask})) == pytest.approx(expected, rel=1e-5)
+  assert float(task.distillation(teacher, teacher, 2.0, {"mask": mask})) == pytest.approx(0, abs=1e-7)

@@ -128,6 +128,15 @@ def test_what_does_not_fit_into_memory_is_asked_in_every_step(opened, monkeypatc
   assert len(counted) == done > 0
 
 
+def test_what_fits_is_a_matter_of_config_and_data_not_of_what_was_asked_before(opened, monkeypatch):
+  """Else a run that goes on, which has asked for nothing yet, would take other features than one that was not cut."""
+  config = opened.config.copy_and_resolve_references().unlock()
+  config.data.query_cache_gb = queries._num_bytes(opened, "ave", "train") / 1e9
+  monkeypatch.setattr(run.Run, "config", config)
+  assert "query" not in next(queries.added(opened, "ave", "test", plain(opened, split="test"))), "behind what fills the room"
+  assert "query" in next(queries.added(opened, "ave", "train", plain(opened)))
+
+
 def test_ids_that_do_not_name_clips_are_no_keys(opened, monkeypatch):
   batches = opened.batches
   same = lambda *a, **k: ({**batch, "id": ["clip" if name else "" for name in batch["id"]]} for batch in batches(*a, **k))
