@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from phpjax import checks, cli, compat, distributed, experiment, results, run, sharding, signals, train, workdir
+from phpjax import checks, cli, compat, distributed, experiment, opening, results, run, sharding, signals, train, workdir
 from phpjax.errors import UserError
 
 EXIT_STOPPED = 42
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
   if found:
     raise UserError("; ".join(found))
   if _MODE.value == "dry_run":
-    with run.open_run(config, None) as opened:
+    with opening.open_run(config, None) as opened:
       table = results.dry_run(opened, run.begin)
     if distributed.is_primary():
       print(table)

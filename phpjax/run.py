@@ -1,8 +1,7 @@
-"""A run at work: its objects, where it is, and how it opens and stops."""
+"""A run at work: its objects and where it is; phpjax/opening.py makes one."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import dataclasses
 import pathlib
@@ -16,26 +15,20 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data_pipelines import DataError, Dataset, loader
+from data_pipelines import Dataset, loader
 from data_pipelines.base import ClipCache
 from phpjax import (
   checkpoint,
-  checks,
-  compat,
   distributed,
   drift,
   experiment,
   lease,
-  optimizer,
   partition,
   sharding,
-  signals,
   watchdog,
-  workdir,
 )
 from phpjax.answers import Answers
 from phpjax.benchmarks import BENCHMARKS
-from phpjax.errors import UserError
 from phpjax.logs import MetricsLog
 from phpjax.progress import Progress
 from phpjax.steps import Live, Old, Steps
@@ -272,76 +265,6 @@ class Run:
     name = self.names[self.position.task]
     self.params = partition.merge(self.params, self.live.trainable, name)
     self.state = {"shared": self.live.state["shared"], "tasks": {**self.state["tasks"], name: self.live.state["task"]}}
-
-
-@contextlib.contextmanager
-def open_run(config: ConfigDict, folder: pathlib.Path | None) -> Iterator[Run]:
-  """Builds everything and closes it again; without a folder nothing is written (dry run).
-
-  Raises UserError when another run holds the workdir (see phpjax/lease.py).
-  """
-  from phpjax.joint import JointRun  # a Run, which it could not be if it were needed before this file has been read
-
-  config = compat.resolve(config)  # in Python; the command line has done it
-  mesh, started = sharding.make_mesh(tuple(config.mesh)), time.monotonic()
-  primary = distributed.is_primary()
-  with (
-    lease.held(folder if primary else None) as held,
-    watchdog.watching(config.watchdog_minutes, folder) as dog,
-    Progress(primary=primary, on_progress=dog.beat) as progress,
-    signals.at_end(progress.close),
-  ):
-    if folder is not None and (folder / workdir.CONFIG).is_file():
-      workdir.claim(folder, config, primary=primary)  # before anything slow
-    datasets = experiment.open_datasets(config, lambda done, total: progress.evaluation("composing the toybox", done, total))
-    if found := checks.unusable(datasets, config):
-      raise UserError("; ".join(found))
-    infos = {name: BENCHMARKS[name].describe(name, data) for name, data in datasets.items()}
-    built = experiment.build(config, infos, sharding.replicated(mesh))
-    identity = experiment.data_identity(config, datasets, infos)
-    distributed.check_equal({"encoder weights": built.weights, "data": identity})
-    checkpoints = None
-    if folder is not None:
-      workdir.claim(folder, config, primary=distributed.is_primary())
-      checkpoints = checkpoint.Checkpoints(folder)
-    mute = MetricsLog("", resume_step=0, primary=False)  # training opens the real one: it knows which steps count
-    params, state = built.init()
-    params = {k: sharding.put_replicated(v, mesh) for k, v in params.items()}
-    steps = Steps(built.modules, built.method, optimizer.settings(config.opt), mesh, compile_effort=config.compile_effort)
-    clips = ClipCache(int(config.data.cache_gb * 1e9 / max(config.data.num_workers, 1)))  # each worker has one of this size
-    run = (JointRun if built.method.joint else Run)(
-      experiment=built,
-      datasets=datasets,
-      steps=steps,
-      mesh=mesh,
-      folder=folder,
-      checkpoints=checkpoints,
-      log=mute,
-      progress=progress,
-      params=params,
-      state=state,
-      data_identity=identity,
-      clips=clips,
-      started=started,
-      held=held,
-    )
-    with closing(run):
-      yield run
-
-
-@contextlib.contextmanager
-def closing(run: Run) -> Iterator[None]:
-  """Closes what a run writes to, and makes bad data the user's."""
-  try:
-    yield
-  except DataError as error:
-    raise UserError(str(error)) from error
-  finally:
-    try:
-      run.log.close()
-    finally:
-      if run.checkpoints is not None:
-        run.checkpoints.close()
 
 
 def return_freed_memory() -> None:

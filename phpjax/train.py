@@ -21,7 +21,8 @@ from phpjax.errors import UserError
 from phpjax.fisher import squared_gradients
 from phpjax.logs import MetricsLog
 from phpjax.methods import TrainingClips
-from phpjax.run import Run, add_task, anchor_of, begin, open_run, return_freed_memory
+from phpjax.opening import open_run
+from phpjax.run import Run, add_task, anchor_of, begin, return_freed_memory
 from phpjax.scoring import choose, evaluate_seen
 from phpjax.signals import BOTH, Stopped
 

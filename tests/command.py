@@ -27,7 +27,7 @@ SMALL = (
 # after `kill_after_s` the child gets SIGKILL.
 SERVER = """
 import json, os, signal, sys, time, traceback
-from phpjax import logs, main, run
+from phpjax import logs, main, opening
 from phpjax.steps import Steps
 
 def child(job):
@@ -39,7 +39,7 @@ def child(job):
     def __init__(self, *args, **options):
       super().__init__(*args, **options)
       made.append(self)
-  run.Steps = Watched
+  opening.Steps = Watched
   def step(self, number, **fields):
     write(self, number, **fields)
     if number == job.get("stop_at"):

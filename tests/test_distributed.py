@@ -330,14 +330,14 @@ FEATURES = """
 import sys, numpy as np, jax
 from ml_collections import ConfigDict
 from configs import php_avqa
-from phpjax import distributed, fisher, run
+from phpjax import distributed, fisher, opening, run
 number, count, out = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 if count > 1:
   distributed.start(distributed.Place(sys.argv[1], count, number), {}, 60.0)
 config = php_avqa.get_config("tiny")
 config.tasks, config.data.root, config.eval_batch_size = ("ave",), sys.argv[5], 4
 config.method.shallow = config.method.mid = ()
-with run.open_run(config, None) as opened:
+with opening.open_run(config, None) as opened:
   run.begin(opened, "ave")
   arrays = {}
   for index, (features, batch) in enumerate(opened.features("ave", False)):

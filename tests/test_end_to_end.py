@@ -14,7 +14,7 @@ from runs import checkpoints, comparable, learned, logged, results
 
 import phpjax
 from configs import php_avqa
-from phpjax import checkpoint, logs, resume, run
+from phpjax import checkpoint, logs, opening, resume
 
 NUM_STEPS = 8  # 2 tasks, 2 epochs, 2 steps
 LAST_OF_FIRST_EPOCH = 6  # of the second task
@@ -212,7 +212,7 @@ def damaged(stopped, tmp_path, damage):
   config.tasks, config.mesh = ("ave", "avs"), (-1, 1)
   for phase in ("shallow", "mid", "deep"):
     config.method[phase] = tuple(config.method[phase])
-  with run.open_run(config, folder) as opened:
+  with opening.open_run(config, folder) as opened:
     assert resume.restore(opened)
     assert opened.live is None and list(opened.params["tasks"]) == ["ave"] == list(opened.state["tasks"])
     logs.MetricsLog(folder, resume_step=opened.position.step, primary=True).close()  # as training would go on

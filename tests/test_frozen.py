@@ -11,7 +11,7 @@ import pytest
 import small
 from command import tiny_toybox  # noqa: F401  fixture
 
-from phpjax import bench, checks, compat, model, partition, predict, progress, results, run, train
+from phpjax import bench, checks, compat, model, opening, partition, predict, progress, results, run, train
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.encoders import Features, make_encoder
 from phpjax.errors import UserError
@@ -319,7 +319,7 @@ def test_tasks_that_mean_nothing_are_refused_in_one_line(name, fit):
   gone = ", ".join(n for n in BENCHMARKS if n not in fit)
   assert line.startswith(f"method {name} cannot learn {gone}: ") and line.endswith(f"can learn {', '.join(fit)}")
   assert "\n" not in line
-  with pytest.raises(UserError, match="cannot learn"), run.open_run(config, None):
+  with pytest.raises(UserError, match="cannot learn"), opening.open_run(config, None):
     pass
 
 
@@ -415,7 +415,7 @@ def test_a_later_task_changes_the_covariance_and_no_part_of_an_older_one(twice, 
 def test_a_dry_run_counts_no_parameter(name, toybox):
   config = small.config_of(name)
   config.data.root = str(toybox)
-  with run.open_run(config, None) as opened:
+  with opening.open_run(config, None) as opened:
     shown = results.dry_run(opened, run.begin).splitlines()
   [row] = [line.split() for line in shown if line.startswith("  ave ") and "%" in line]
   assert row[2:] == ["0", "0", "0.00%", "0.00%"] and shown[-1].endswith("no training step is taken")

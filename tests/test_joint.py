@@ -9,7 +9,7 @@ import small
 from command import tiny_toybox  # noqa: F401  fixture
 from test_steps import PADDED, SCALE, Bench, first_moments
 
-from phpjax import optimizer, partition, run, sharding
+from phpjax import opening, optimizer, partition, run, sharding
 from phpjax.methods import METHODS
 from phpjax.steps import Live, Steps
 from phpjax.tasks import Together
@@ -114,7 +114,7 @@ def opened(toybox):
     1,
   )  # five questions on each clip: more rows of AVQA
   config.epoch_factor.avs = 3
-  with run.open_run(config, None) as made:
+  with opening.open_run(config, None) as made:
     yield made
 
 

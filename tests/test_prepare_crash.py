@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -72,7 +73,9 @@ def test_too_many_of_them_stop_the_run(tmp_path):
   killers = {f"clip_{i:06d}": "1" for i in (1, 3, 4, 6, 8)}  # not those that tell the space needed
   done = crashing(tmp_path, flags(make_many(tmp_path / "raw"), tmp_path / "out", num_workers=2), killers)
   assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
-  assert "2 of 20 clips cannot be used" in done.stderr.splitlines()[-1], "before the others have killed a worker each"
+  # One is allowed. A pool ends with one or, where both of its workers are at one, two of them: the second pool is the last.
+  said = re.search(r"(\d) of 20 clips cannot be used", done.stderr.splitlines()[-1])
+  assert said and said[1] in "23", done.stderr.splitlines()[-1]
 
 
 # The command whose first worker at a clip is killed from outside, as for want of memory.

@@ -7,7 +7,7 @@ import small
 from command import tiny_toybox  # noqa: F401  fixture
 from processes import Together, free_port
 
-from phpjax import queries, run, sharding
+from phpjax import opening, queries, run, sharding
 from phpjax.methods import l2p
 from phpjax.signals import Stopped
 
@@ -17,7 +17,7 @@ def opened(toybox):
   """A run of L2P on AVE and AVS, AVS's training clips mirrored, about to learn AVE."""
   config = small.config_of("l2p")
   config.tasks, config.data.root = ("ave", "avs"), str(toybox)
-  with run.open_run(config, None) as opened:
+  with opening.open_run(config, None) as opened:
     run.begin(opened, "ave")
     run.add_task(opened, "avs")
     yield opened
@@ -154,7 +154,7 @@ def test_a_signal_ends_the_pass(opened, monkeypatch):
 def test_methods_that_do_not_ask_keep_their_batches(toybox):
   config = small.config_of("s_prompts")
   config.tasks, config.data.root = ("ave",), str(toybox)
-  with run.open_run(config, None) as opened:
+  with opening.open_run(config, None) as opened:
     batches = iter(())
     assert queries.added(opened, "ave", "train", batches) is batches and opened.queries == {}
 
@@ -164,14 +164,14 @@ import sys
 import numpy as np
 sys.path.insert(0, "tests")
 import small
-from phpjax import distributed, queries, run, sharding
+from phpjax import distributed, queries, opening, run, sharding
 number, count, out = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 if count > 1:
   distributed.start(distributed.Place(sys.argv[1], count, number), {}, 60.0)
 config = small.config_of("l2p")
 config.tasks, config.data.root, config.eval_batch_size = ("ave",), sys.argv[5], 4
 asked = {}
-with run.open_run(config, None) as opened:
+with opening.open_run(config, None) as opened:
   run.begin(opened, "ave")
   for split, shuffle in (("train", True), ("test", False)):
     batches = opened.batches("ave", split, batch_size=config.batch_size, shuffle=shuffle)

@@ -10,7 +10,7 @@ import small
 from command import tiny_toybox  # noqa: F401  fixture
 from test_steps import PADDED, SEED, Bench
 
-from phpjax import fisher, partition, run, sharding
+from phpjax import fisher, opening, partition, run, sharding
 from phpjax.errors import UserError
 from phpjax.methods import EWC, METHODS, LwF, Method
 from phpjax.steps import Old
@@ -143,7 +143,7 @@ def test_a_run_takes_the_mean_over_its_clips_and_refuses_what_is_not_finite(toyb
   config = small.config_of("ewc")
   config.tasks, config.data.root, config.eval_batch_size = ("avs",), str(toybox), 4
   config.method.shallow, config.method.mid = (), ()
-  with run.open_run(config, None) as opened:
+  with opening.open_run(config, None) as opened:
     run.begin(opened, "avs")
     task, (trainable, frozen), state = opened.task("avs"), opened.parts("avs"), opened.state_of("avs")
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from runs import checkpoints, comparable, learned
 
 from data_pipelines import DataError
-from phpjax import checkpoint, experiment, manifest, run, signals, train
+from phpjax import checkpoint, experiment, manifest, opening, run, signals, train
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.errors import UserError
 from phpjax.methods import METHODS
@@ -107,8 +107,8 @@ def watched(
     opened.stop |= name == event and seen.count(name) == count
 
   @contextlib.contextmanager
-  def opening(*args: object):
-    with run.open_run(*args) as opened:
+  def watched(*args: object):
+    with opening.open_run(*args) as opened:
       step, evaluation = opened.progress.step, opened.progress.evaluation
       opened.progress.step = lambda *a, **k: (step(*a, **k), happened(opened, "step"))
       batch = opened.progress.batch
@@ -123,9 +123,9 @@ def watched(
 
   finish.before = train.results.finish
   with monkeypatch.context() as patched:
-    patched.setattr(run.experiment, "build", made[0])
-    patched.setattr(run, "Steps", made[1])
-    patched.setattr(train, "open_run", opening)
+    patched.setattr(opening.experiment, "build", made[0])
+    patched.setattr(opening, "Steps", made[1])
+    patched.setattr(train, "open_run", watched)
     patched.setattr(train.results, "finish", finish)
     patched.setattr(train.results, "draw", lambda *args: None)
     yield

@@ -11,7 +11,7 @@ import small
 from command import tiny_toybox  # noqa: F401  fixture
 
 from configs import linear_probe
-from phpjax import methods, resume, run, train
+from phpjax import methods, opening, resume, run, train
 from phpjax.errors import UserError
 
 NUM_CLIPS, STEPS, SECONDS = 4, 2, 10  # of AVE in the tiny toybox, one epoch of batches of two
@@ -52,7 +52,7 @@ def config(monkeypatch, toybox):
 @pytest.mark.slow
 def test_the_state_of_a_method_is_kept_and_comes_back(config, tmp_path):
   train.train_and_evaluate(config, tmp_path / "run")
-  with run.open_run(config, tmp_path / "run") as opened:
+  with opening.open_run(config, tmp_path / "run") as opened:
     assert resume.restore(opened)
     kept = jax.device_get(opened.state)
     assert kept["shared"]["seconds"] == NUM_CLIPS * SECONDS and kept["tasks"]["ave"]["method"]["steps"] == STEPS
@@ -66,7 +66,7 @@ def test_the_state_of_a_method_is_kept_and_comes_back(config, tmp_path):
 @pytest.mark.parametrize(("dtype", "expected"), [("auto", jnp.float32), ("float32", jnp.float32), ("bfloat16", jnp.bfloat16)])
 def test_frozen_weights_are_kept_as_asked_and_trainable_ones_in_float32(config, dtype, expected):
   config.method.name, config.encoder_dtype = "linear_probe", dtype
-  with run.open_run(config, None) as opened:
+  with opening.open_run(config, None) as opened:
     run.begin(opened, "ave")
     kernels = [x for path, x in small.flat(opened.params["encoders"]).items() if path.endswith("kernel")]
     assert {x.dtype for x in kernels} == {jnp.dtype(expected)}
@@ -93,9 +93,9 @@ def test_data_that_cannot_be_scored_is_named_before_anything_is_trained(config, 
     (tmp_path / "data" / file).unlink()
   else:
     (tmp_path / "data" / file).write_text(content)
-  opening = run.open_run(config, tmp_path / "run")
+  opened = opening.open_run(config, tmp_path / "run")
   with pytest.raises(UserError, match=words):
-    opening.__enter__()
+    opened.__enter__()
   assert not (tmp_path / "run").exists()
 
 
@@ -104,5 +104,5 @@ def test_a_split_that_the_run_does_not_read_may_be_damaged(config, toybox, tmp_p
   assert config.num_epochs == 1, "there is nothing to choose on val"
   shutil.copytree(toybox, tmp_path / "data")
   (tmp_path / "data" / SPLIT.format("val")).write_text("only&two\n")
-  with run.open_run(config, None) as opened:
+  with opening.open_run(config, None) as opened:
     assert opened.used_splits("ave") == ["train", "test", "unseen"] and not any("val" in key for key in opened.data_identity)

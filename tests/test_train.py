@@ -10,7 +10,7 @@ from command import tiny_toybox  # noqa: F401  fixture
 
 from configs import linear_probe
 from data_pipelines import DataError
-from phpjax import run, sharding, train, workdir
+from phpjax import opening, run, sharding, train, workdir
 
 STALE = {"ave": {"test": {"name": "of the clips that were there", "scores": {"segment_accuracy": 0.5}}}}
 
@@ -89,5 +89,5 @@ def test_workers_share_the_memory_for_clips(toybox, num_workers, share):
   config = linear_probe.get_config("tiny")
   config.tasks, config.data.root = ("ave",), str(toybox)
   config.data.cache_gb, config.data.num_workers = 0.4, num_workers
-  with run.open_run(config, None) as opened:
+  with opening.open_run(config, None) as opened:
     assert opened.clips.max_bytes == int(0.4e9 / share)

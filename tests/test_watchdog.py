@@ -11,11 +11,11 @@ import pytest
 from command import ROOT, cli_server, tiny_toybox  # noqa: F401  fixtures
 
 from configs import linear_probe
-from phpjax import progress, run, watchdog
+from phpjax import opening, progress, watchdog
 
 HANG = """
 import time
-from phpjax import run
+from phpjax import opening, run
 def a_file_server_that_does_not_answer(self, name, split):
   time.sleep(100)
   raise SystemExit("nobody ended it")
@@ -120,7 +120,7 @@ def test_a_batch_that_is_read_is_a_beat(toybox):
   """Also where nothing is told of it, as at the end of a task."""
   config = linear_probe.get_config("tiny")
   config.tasks, config.data.root = ("ave",), str(toybox)
-  with run.open_run(config, None) as opened:
+  with opening.open_run(config, None) as opened:
     beats = []
     opened.progress.beat = lambda: beats.append(1)
     batches = opened.batches("ave", "train", batch_size=2, shuffle=False)

@@ -51,7 +51,7 @@ def main(job: dict[str, Any]) -> None:
   for label in ("shared", "prompts", "head"):
     config.opt[label].lr = job["lr"]
   config.tasks, config.data.root, config.batch_size, config.eval_batch_size = ("ave",), job["data"], BATCH, BATCH
-  with run.open_run(config, pathlib.Path(job["folder"])) as opened:
+  with opening.open_run(config, pathlib.Path(job["folder"])) as opened:
     if not resume.restore(opened):
       run.begin(opened, "ave")
       advance(opened, STEPS_BEFORE)
@@ -75,7 +75,7 @@ if __name__ == "__main__":
   from absl import flags
 
   from configs import php_avqa
-  from phpjax import resume, run, sharding
+  from phpjax import opening, resume, run, sharding
   from phpjax.steps import Live
 
   flags.FLAGS.mark_as_parsed()
