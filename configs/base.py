@@ -107,6 +107,7 @@ def base() -> ConfigDict:
   c.num_epochs = 10  # per task
   c.epoch_factor = ConfigDict({"ave": 1, "avvp": 1, "avs": 1, "avqa": 1, "ms3": 1})  # a task's epochs: num_epochs times this
   c.task_id = "given"  # the task is known at test time; "inferred": a clip gets the prompts of the task that it looks like
+  c.routing = "euclidean"  # to the nearest centroid, as S-Prompts has it; "mahalanobis": see phpjax/routing.py
   c.on_nonfinite = "stop"  # or "skip": leave out a step whose loss or gradient is not finite, and count it
   # A run in which no step, batch of an evaluation or clip is finished for so long writes the stacks of all its threads and
   # exits with 75; 0: never. It has to be longer than the longest compile, save and clip. Minutes.
@@ -165,7 +166,8 @@ def data() -> ConfigDict:
   d.num_workers = 0  # decoding processes, for hosts with many cores; each start of an epoch takes them seconds
   d.mirrored = ()  # tasks that see half of their training clips mirrored left to right; none whose answers say left
   d.cache_gb = 1.5  # decoded clips kept in memory, over all workers
-  d.query_cache_gb = 1.5  # unprompted features that pool methods ask for, kept in memory (phpjax/queries.py); 0: none are
+  d.query_cache_gb = 1.5  # unprompted features that somebody asks for, kept in memory (phpjax/queries.py); 0: none are
+  d.query_cache = ""  # a folder where runs on one machine share them; phpjax.sweep sets it
   d.labelled_seconds_only = True  # AVS training leaves out seconds without a mask (the release runs them for nothing)
   d.num_class_tasks = 4  # of a class-incremental benchmark (ave_classes_1 ... _4): its classes in so many groups
   d.class_seed = 0  # who is in which group
@@ -272,6 +274,7 @@ def tux21(c: ConfigDict) -> ConfigDict:
 def class_incremental(c: ConfigDict, family: str) -> None:
   """Groups of classes, one after the other, and nobody says at test which one a clip belongs to."""
   c.tasks, c.task_id = tuple(f"{family}_{i + 1}" for i in range(c.data.num_class_tasks)), "inferred"
+  c.routing = "mahalanobis"
   if c.data.toybox != "tiny":
     c.num_epochs = 10  # a task has a few dozen clips
 

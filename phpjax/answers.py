@@ -55,7 +55,8 @@ class Answers:
     if not self.routes(name):
       predict = self._growing(name, name) if self.experiment.tasks[name].growing else self._plain(name, name)
       return lambda batch: self._local(predict(self._rows(name, batch)), batch, name)
-    return lambda batch: self._routed(name, batch)
+    router = routing.Router([self.state["tasks"][other] for other in self.rivals(name)])
+    return lambda batch: self._routed(name, router, batch)
 
   def routes(self, name: str) -> bool:
     """Whether a task is asked about under prompts that are chosen clip by clip."""
@@ -110,12 +111,10 @@ class Answers:
 
   # -- prompts clip by clip ------------------------------------------------------------------------------------
 
-  def _routed(self, name: str, batch: Tree) -> Tree:
+  def _routed(self, name: str, router: routing.Router, batch: Tree) -> Tree:
     rivals, rows, task = self.rivals(name), self._rows(name, batch), self.experiment.tasks[name]
-    stored = np.stack([np.asarray(self.state["tasks"][other]["centroids"]) for other in rivals])
-    found = self.steps.encode(task, False, *self.inputs(name, name)[:4], rows)
-    query = routing.vectors(sharding.local_rows(found, self.mesh), len(batch["mask"]))
-    chosen = routing.nearest(query, stored)
+    query = routing.vectors(batch["query"] if "query" in batch else self._unprompted(name, rows), len(batch["mask"]))
+    chosen = router.nearest(query)
     # Every process runs the same programs, so all rivals that any row of any process may need.
     wanted = {name} | ({rivals[i] for i in chosen} if jax.process_count() == 1 else set(rivals))
     predict = self._growing if task.growing else self._plain
@@ -125,6 +124,11 @@ class Answers:
     routed = {key: pick(key) for key in scores[name]}
     given = self._given(name, scores[name])
     return {**routed, ROUTED: chosen == rivals.index(name), **{f"{ORACLE}{key}": x for key, x in given.items()}}
+
+  def _unprompted(self, name: str, rows: Tree) -> Tree:
+    """{modality: Features} of this process's rows."""
+    found = self.steps.encode(self.experiment.tasks[name], False, *self.inputs(name, name)[:4], rows)
+    return sharding.local_rows(found, self.mesh)
 
   def _given(self, name: str, scores: Tree) -> Tree:
     """Scores under a task's own prompts as they were if it were given: of a growing label set, by its head alone."""

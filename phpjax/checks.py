@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from data_pipelines import DataError, Dataset
 from data_pipelines.toybox import compose
-from phpjax import backend, compat, experiment, model, sharding, values
+from phpjax import backend, compat, experiment, model, routing, sharding, values
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.encoders import ENCODERS, pretrained
 from phpjax.errors import UserError
@@ -33,6 +33,7 @@ def _choices(config: ConfigDict) -> Iterator[str]:
   """Fields that take one of a few words, and the list of tasks."""
   for field, value, choices in (
     ("task_id", config.task_id, ("given", "inferred")),
+    ("routing", routing.metric_of(config), routing.METRICS),
     ("on_nonfinite", config.on_nonfinite, ("stop", "skip")),
     ("encoder_dtype", config.encoder_dtype, backend.ENCODER_DTYPES),
     ("compile_effort", config.compile_effort, (0, 1, 2, 3)),

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import DATASETS, DataError, Dataset, Media
@@ -98,7 +97,7 @@ class Experiment:
     params = {**params, "tasks": {**params["tasks"], name: tree}}
     fresh_state = {"head": self.method.init_head_state(task), "method": self.method.init_task_state(task)}
     if self.config.task_id == "inferred":  # filled when the task is learned
-      fresh_state["centroids"] = np.zeros((routing.NUM_CENTROIDS, routing.width(self.encoders)), np.float32)
+      fresh_state |= routing.nothing_seen(routing.width(self.encoders), routing.metric_of(self.config))
     return params, {**state, "tasks": {**state["tasks"], name: fresh_state}}
 
 

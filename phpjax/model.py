@@ -33,12 +33,14 @@ def forward(
     frozen: {"encoders": {modality: params}, "shared": leaves this task reads but does not train}.
     state: what changes without a gradient, of this task and shared.
     past: other tasks' prompts stacked [num_tasks, ...] with "valid" [num_tasks], or None.
-    batch: {modality: [B, ...]}; seconds are folded into the batch of the encoders.
+    batch: {modality: [B, ...]}; seconds are folded into the batch of the encoders. Where it holds {modality: Features} under
+      "features", those encoders are not run.
     rng: for dropout and the like, None at evaluation.
     train: whether this is a training step.
   """
   kept = jax.checkpoint if method.remat else lambda f: f
-  modules = {m: e.bind({"params": frozen["encoders"][m]}) for m, e in encoders.items() if m in batch}
+  given = batch.get("features", {})  # of a method that changes nothing between the layers (`Method.frozen`)
+  modules = {m: e.bind({"params": frozen["encoders"][m]}) for m, e in encoders.items() if m in batch and m not in given}
   query = _query(encoders, method, task, trainable, frozen, state, batch) if method.needs_query else None
   mask, rng_stem = batch.get("mask"), None if rng is None else jax.random.fold_in(rng, 0)
   how = {"task": task, "mask": mask, "rng": rng_stem, "train": train}
@@ -63,7 +65,7 @@ def forward(
     streams = kept(functools.partial(method.adapt, context, "attention", step))(streams)
     streams = {m: kept(functools.partial(module.mlp, at[m]))(streams[m]) for m, module in modules.items()}
     streams = kept(functools.partial(method.adapt, context, "mlp", step))(streams)
-  features = {m: module.pool(streams[m]) for m, module in modules.items()}
+  features = {**given, **{m: module.pool(streams[m]) for m, module in modules.items()}}
   return features, context, context.get("state", state)  # a method that keeps statistics puts the new ones there
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from data_pipelines import DataError, loader
 from data_pipelines.views import Picked
-from phpjax import distributed, figures, partition, workdir
+from phpjax import distributed, figures, partition, queries, workdir
 from phpjax.benchmarks import BENCHMARKS
 from phpjax.errors import UserError
 from phpjax.metrics import continual, rows
@@ -310,6 +310,7 @@ def examples(run: Any, name: str, count: int) -> list[Tree]:
   chosen = [example for example in spread if example["mask"]]
   place = {"process_index": jax.process_index(), "process_count": jax.process_count()}
   batches = loader.batches(chosen, batch_size=run.config.eval_batch_size, seed=0, shuffle=False, num_threads=0, **place)
+  batches = queries.added(run, name, run.evaluation_splits[0], batches, infer=True)  # as when it was scored: no other compile
   outputs = rows.join(distributed.gather([jax.device_get(predict(batch)) for batch in batches]))
   return [{**row, "outputs": {k: v[i] for k, v in outputs.items()}} for i, row in enumerate(chosen)]
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -103,6 +102,7 @@ class Run:
   clips: ClipCache = dataclasses.field(default_factory=ClipCache)
   sources: dict[tuple[str, str], Any] = dataclasses.field(default_factory=dict)
   queries: dict[tuple[str, str], Tree] = dataclasses.field(default_factory=dict)  # see phpjax/queries.py
+  query_shapes: dict[Any, Tree] = dataclasses.field(default_factory=dict)  # likewise
 
   @property
   def config(self) -> ConfigDict:
@@ -219,15 +219,6 @@ class Run:
     infer = infer and self.config.task_id == "inferred"
     learned = Answers(self.experiment, self.steps, self.mesh, self.params, self.state, self.constants, infer)
     return learned.of(name)
-
-  def features(self, name: str, prompted: bool) -> Iterator[tuple[Tree, Tree]]:
-    """({modality: Features}, batch) over a task's training clips in their order, evaluation mode; all rows on every process."""
-    task, (trainable, frozen), past = self.experiment.tasks[name], self.parts(name), self.past(name)
-    for batch in self.batches(name, "train", batch_size=self.config.eval_batch_size, shuffle=False):
-      rows = sharding.put_batch(batch, self.mesh, tuple(k for k in (*self.experiment.encoders, "mask") if k in batch))
-      found = self.steps.encode(task, prompted, trainable, self.state_of(name), frozen, past, rows)
-      [whole] = distributed.gather([{**batch, "id": np.array(batch["id"])}])
-      yield sharding.all_rows(found, self.mesh), {**whole, "id": whole["id"].tolist()}
 
   def state_of(self, name: str) -> Tree:
     """What a task reads of the state."""

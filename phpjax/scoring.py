@@ -51,7 +51,9 @@ def score(run: Run, name: str, split: str, *, title: str = "", infer: bool = Tru
 
   scores = evaluate.evaluate(
     run.predictor(name, infer=infer),
-    queries.added(run, name, split, run.batches(name, split, batch_size=run.config.eval_batch_size, shuffle=False)),
+    queries.added(
+      run, name, split, run.batches(name, split, batch_size=run.config.eval_batch_size, shuffle=False), infer=infer
+    ),
     functools.partial(statistics, benchmark),
     summarise,
     on_batch=on_batch,

@@ -63,10 +63,10 @@ def check_batch_size(batch_size: int, devices: int, field: str = "batch_size") -
 def put_batch(batch: dict[str, Any], mesh: Mesh, keys: tuple[str, ...]) -> dict[str, Any]:
   """This process's rows -> global arrays, split over the devices; other keys stay on the host.
 
-  Beside `keys` goes "query", a tree of arrays, where the batch holds one (phpjax/queries.py).
+  Beside `keys` go "query" and "features", trees of arrays, where the batch holds them (phpjax/queries.py).
   """
   put = functools.partial(jax.make_array_from_process_local_data, over_batch(mesh))
-  return {k: jax.tree.map(put, batch[k]) for k in (*keys, *({"query"} & batch.keys()))}
+  return {k: jax.tree.map(put, batch[k]) for k in (*keys, *(k for k in ("query", "features") if k in batch))}
 
 
 def put_ahead(

@@ -183,8 +183,8 @@ def look(run: Run, index: int) -> None:
 
 
 def heard_features(run: Run, name: str, prompted: bool) -> Iterator[tuple[Tree, Tree]]:
-  """`Run.features` that stops between two batches."""
-  for found in run.features(name, prompted):
+  """`queries.features` that stops between two batches."""
+  for found in queries.features(run, name, prompted):
     yield found
     if run.should_stop():
       raise Stopped
@@ -202,7 +202,7 @@ def told_features(run: Run, name: str, prompted: bool) -> Iterator[tuple[Tree, T
 def finish_task(run: Run, name: str, features: Callable[[str, bool], Iterator[tuple[Tree, Tree]]]) -> None:
   """The epoch that counts becomes the stage's, the method has its last word, and all of it is written for good.
 
-  `features` is `Run.features`, or what tells of it. Raises RuntimeError, of which nothing is written, when the method has
+  `features` is `queries.features`, or what tells of it. Raises RuntimeError, of which nothing is written, when the method has
   changed what is not a task's own: a programmer's error.
   """
   if run.best is not None:
@@ -229,8 +229,9 @@ def remember_looks(run: Run, name: str, features: Callable[[str, bool], Iterator
   if "centroids" not in run.state["tasks"][name]:
     return
   real = lambda features, batch: routing.vectors(features, len(batch["mask"]))[np.asarray(batch["mask"]) > 0]
-  looks = np.concatenate([real(found, batch) for found, batch in features(name, False)])
-  own = {**run.state["tasks"][name], "centroids": sharding.put_replicated(routing.centroids(looks), run.mesh)}
+  rows = np.concatenate([real(found, batch) for found, batch in features(name, False)])
+  looks = sharding.put_replicated(routing.looks(rows, routing.metric_of(run.config)), run.mesh)
+  own = {**run.state["tasks"][name], **looks}
   run.state = {**run.state, "tasks": {**run.state["tasks"], name: own}}
 
 

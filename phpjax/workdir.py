@@ -27,11 +27,12 @@ ELSEWHERE = (
   "data.num_threads",
   "data.num_workers",
   "data.cache_gb",
+  "data.query_cache",
   "data.on_bad_clip",
   *(f"encoders.{modality}.weights" for modality in ("visual", "audio", "text", "audio_text")),
 )
 # Of those, what may differ between the hosts of one run.
-OF_A_HOST = ("data.root", "data.num_threads", "data.num_workers", "data.cache_gb")
+OF_A_HOST = ("data.root", "data.num_threads", "data.num_workers", "data.cache_gb", "data.query_cache")
 OF_A_HOST += tuple(field for field in ELSEWHERE if field.endswith(".weights"))
 
 

@@ -330,7 +330,7 @@ FEATURES = """
 import sys, numpy as np, jax
 from ml_collections import ConfigDict
 from configs import php_avqa
-from phpjax import distributed, fisher, opening, run
+from phpjax import distributed, fisher, opening, queries, run
 number, count, out = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 if count > 1:
   distributed.start(distributed.Place(sys.argv[1], count, number), {}, 60.0)
@@ -340,7 +340,7 @@ config.method.shallow = config.method.mid = ()
 with opening.open_run(config, None) as opened:
   run.begin(opened, "ave")
   arrays = {}
-  for index, (features, batch) in enumerate(opened.features("ave", False)):
+  for index, (features, batch) in enumerate(queries.features(opened, "ave", False)):
     for name, leaf in jax.tree_util.tree_leaves_with_path(features):
       arrays[f"{index}{jax.tree_util.keystr(name)}"] = np.asarray(leaf)
     arrays |= {f"{index}/{key}": np.asarray(value) for key, value in batch.items()}

@@ -61,6 +61,7 @@ ENGINE = {
     "optimizer",
     "predictions",
     "queries",
+    "query_files",
     "results",
     "resume",
     "routing",
@@ -98,7 +99,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.predictions",
     "phpjax.tasks",
   },
-  "phpjax.routing": set(),
+  "phpjax.routing": {"phpjax.methods"},
   "phpjax.experiment": {
     *PARTS,
     "phpjax.backend",
@@ -111,6 +112,7 @@ MAY_IMPORT: dict[str, set[str]] = {
   "phpjax.answers": {"phpjax.experiment", "phpjax.partition", "phpjax.routing", "phpjax.sharding", "phpjax.steps"},
   "phpjax.compat": {"phpjax.encoders", "phpjax.errors"},
   "phpjax.checks": {
+    "phpjax.routing",
     *PARTS,
     "phpjax.backend",
     "phpjax.benchmarks",
@@ -121,7 +123,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.sharding",
     "phpjax.values",
   },
-  "phpjax.results": {*PARTS, *TOOLS, "phpjax.benchmarks"},
+  "phpjax.results": {*PARTS, *TOOLS, "phpjax.benchmarks", "phpjax.queries"},
   "phpjax.fisher": {"phpjax.errors", "phpjax.run", "phpjax.sharding", "phpjax.signals"},
   "phpjax.joint": {"phpjax.partition", "phpjax.run", "phpjax.tasks"},  # another Run
   "phpjax.run": {
@@ -144,7 +146,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phpjax.run",
     "phpjax.steps",
   },
-  "phpjax.queries": {*TOOLS, "phpjax.run"},
+  "phpjax.queries": {*TOOLS, "phpjax.model", "phpjax.query_files", "phpjax.run"},
+  "phpjax.query_files": {"phpjax.workdir"},
   "phpjax.resume": {*TOOLS, "phpjax.run", "phpjax.steps"},
   "phpjax.scoring": {
     *TOOLS,

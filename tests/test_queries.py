@@ -105,7 +105,7 @@ def test_every_split_is_asked_about_once(opened, monkeypatch):
   size = opened.config.eval_batch_size
   assert len(counted) == sum(-(-n // size) for n in clips)
   held = opened.queries["ave", "train"]
-  assert len(held) == clips[0] + 1 and not np.any(held[""]["visual"]), "and zeros for padding"
+  assert len(held) == clips[0] + 1 and not np.any(held[""]["visual"].pooled), "and zeros for padding"
 
 
 def test_mirrored_clips_are_asked_about_in_every_step(opened, monkeypatch):

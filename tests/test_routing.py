@@ -44,6 +44,32 @@ def test_the_nearest_is_found(seed):
   rng = np.random.default_rng(seed)
   rows, stored = rng.normal(size=(9, 4)), rng.normal(size=(3, routing.NUM_CENTROIDS, 4))
   expected = [min(range(3), key=lambda t: min(np.linalg.norm(row - c) for c in stored[t])) for row in rows]
-  assert routing.nearest(rows, stored).tolist() == expected
-  same = np.stack([stored[0]] * 2)
-  assert routing.nearest(rows, same).tolist() == [0] * 9, "ties go to the first"
+  assert routing.Router([{"centroids": x} for x in stored]).nearest(rows).tolist() == expected
+  same = [{"centroids": stored[0]}] * 2
+  assert routing.Router(same).nearest(rows).tolist() == [0] * 9, "ties go to the first"
+
+
+def test_mahalanobis_distances_are_those_of_the_pooled_covariance_about_the_centroids():
+  rng = np.random.default_rng(0)
+  clips = [rng.normal(size=(30, 4)) * (9, 1, 0.1, 1) + (0, 0, task, 0) for task in range(3)]  # apart where they vary least
+  left = [routing.looks(rows, routing.MAHALANOBIS) for rows in clips]
+  rests = []
+  for rows, looks in zip(clips, left, strict=True):
+    gaps = [[np.linalg.norm(row - c) for c in looks["centroids"]] for row in rows]
+    rests += [row - looks["centroids"][int(np.argmin(gap))] for row, gap in zip(rows, gaps, strict=True)]
+  covariance = sum(np.outer(x, x) for x in rests) / len(rests)
+  inverse = np.linalg.inv((1 - routing.SHRINKAGE) * covariance + routing.SHRINKAGE * np.trace(covariance) / 4 * np.eye(4))
+  distance = lambda row, looks: min((row - c) @ inverse @ (row - c) for c in looks["centroids"])
+  asked = rng.normal(size=(40, 4)) * (9, 1, 0.1, 1) + (0, 0, 1, 0)
+  expected = [int(np.argmin([distance(row, looks) for looks in left])) for row in asked]
+  found = routing.Router(left).nearest(asked)
+  assert found.tolist() == expected
+  plain = routing.Router([routing.looks(rows, routing.EUCLIDEAN) for rows in clips]).nearest(asked)
+  assert (found == 1).mean() > (plain == 1).mean(), "which is why there is a choice"
+
+
+@pytest.mark.parametrize("metric", routing.METRICS)
+def test_a_task_that_is_not_learned_has_room_for_what_it_will_leave(metric):
+  rows = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
+  shapes = lambda tree: {key: (np.shape(x), np.asarray(x).dtype) for key, x in tree.items()}
+  assert shapes(routing.nothing_seen(5, metric)) == shapes(routing.looks(rows, metric))

@@ -11,7 +11,7 @@ import small
 from command import tiny_toybox  # noqa: F401  fixture
 
 from configs import linear_probe
-from phpjax import methods, opening, resume, run, train
+from phpjax import methods, opening, queries, resume, run, train
 from phpjax.errors import UserError
 
 NUM_CLIPS, STEPS, SECONDS = 4, 2, 10  # of AVE in the tiny toybox, one epoch of batches of two
@@ -57,7 +57,7 @@ def test_the_state_of_a_method_is_kept_and_comes_back(config, tmp_path):
     kept = jax.device_get(opened.state)
     assert kept["shared"]["seconds"] == NUM_CLIPS * SECONDS and kept["tasks"]["ave"]["method"]["steps"] == STEPS
     encoder = opened.experiment.encoders["visual"]
-    frames = np.concatenate([batch["visual"] for _, batch in opened.features("ave", False)])[:NUM_CLIPS]
+    frames = np.concatenate([batch["visual"] for _, batch in queries.features(opened, "ave", False)])[:NUM_CLIPS]
     pooled = jax.jit(encoder.module.apply)({"params": encoder.params}, frames.reshape(-1, *frames.shape[2:])).pooled
     np.testing.assert_allclose(kept["tasks"]["ave"]["method"]["mean"], pooled.mean(0), rtol=1e-4, atol=1e-5)
     small.assert_same_bits(opened.params["encoders"]["visual"], encoder.params)

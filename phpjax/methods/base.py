@@ -126,6 +126,12 @@ class Method:
   learns: ClassVar[bool] = True
   looks: ClassVar[bool] = True
 
+  @property
+  def frozen(self) -> bool:
+    """Whether no hook between the layers changes anything: features are those of the frozen encoders, whoever computed them."""
+    hooks = ("stem", "observe", "prefix", "adapt")
+    return all(getattr(type(self), hook) is getattr(Method, hook) for hook in hooks)
+
   def notes(self, tasks: Mapping[str, Any]) -> Iterator[str]:
     """What a run on these tasks, {name: Task} in learning order, has to say of the method once."""
     del tasks
