@@ -44,12 +44,14 @@ class FakeRun:
     self.datasets = {name: benchmark.dataset(root) for name, benchmark in BENCHMARKS.items()}
     views = {"questions_per_clip": 2, "labelled_seconds_only": True}
     data = {"num_threads": 2, "toybox": "", "evaluation_split": "test", **views}
-    self.config = ConfigDict({"eval_batch_size": eval_batch_size, "data": data, "protocol": {"avvp": "released"}})
+    self.config = ConfigDict(
+      {"task_id": "given", "eval_batch_size": eval_batch_size, "data": data, "protocol": {"avvp": "released"}}
+    )
     self.stop, self.should_stop = False, lambda: False
     self.history, self.learned = {"trivial": {}, "evaluated": {}, "validation": {}}, {}
     self.evaluation_splits, self.decoded, self.data_identity = EVALUATED, [], {"ave train": "2 rows, 0123456789ab"}
     infos = {name: BENCHMARKS[name].describe(name, data) for name, data in self.datasets.items()}
-    self.experiment = types.SimpleNamespace(infos=infos)
+    self.experiment = types.SimpleNamespace(infos=infos, method=types.SimpleNamespace(frozen=False, needs_query=False))
     self.source = functools.cache(functools.partial(self._source, policy))
     for dataset in self.datasets.values():
       dataset.decode_clip = functools.partial(self._decode, dataset.decode_clip)

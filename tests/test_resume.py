@@ -221,7 +221,7 @@ def inferred(request, made, toybox, tmp_path_factory):
 
 def test_a_signal_in_the_pass_that_ends_a_task_is_heard_there(inferred, made, tmp_path, monkeypatch):
   (config, reference), folder, passes = inferred, tmp_path / "run", []
-  features = run.Run.features
+  features = train.queries.features
 
   def asked(opened: run.Run, name: str, prompted: bool):
     passes.append(name)
@@ -229,7 +229,7 @@ def test_a_signal_in_the_pass_that_ends_a_task_is_heard_there(inferred, made, tm
     return features(opened, name, prompted)
 
   with watched(monkeypatch, made, "never", 0), monkeypatch.context() as patched, pytest.raises(signals.Stopped):
-    patched.setattr(run.Run, "features", asked)
+    patched.setattr(train.queries, "features", asked)
     train.train_and_evaluate(config, folder)
   meta = checkpoint.read_meta(checkpoints(folder)[0])
   assert list(meta["learned"]) == ["ave_classes_1"], "the second task is not written before it has its centroids"

@@ -83,6 +83,7 @@ def test_fields_that_only_say_where_and_how_may_differ(tmp_path):
     "data.num_threads": 9,
     "data.num_workers": 3,
     "data.cache_gb": 0.1,
+    "data.query_cache": "elsewhere",
     "data.on_bad_clip": "skip",
     "encoders.visual.weights": "elsewhere",
     "encoders.audio.weights": "elsewhere",
