@@ -1,4 +1,4 @@
-"""CoPL: its prompts and losses against plain numpy, what the gate and the pairing let through, ablations, sizes by formula."""
+"""CoPL: its prompts and losses against plain numpy, what the gate and the pairing let through, ablations, what it costs."""
 
 import dataclasses
 import functools
@@ -355,29 +355,6 @@ def test_what_is_shared_is_not_of_the_task(shared):
 # -- sizes -------------------------------------------------------------------------------------------------------
 
 
-def formula(method):
-  """As in the docstring of phpjax/methods/copl.py."""
-  widths = sum(method.width(m, step) for m in PAIR for step in method.blocks)
-  return {
-    "msp": method.msp_length * widths,
-    "projections": 2 * method.rank * widths,
-    "mip": 2 * len(method.blocks) * (method.num_latents * method.rank + 1),
-    "bank": 2 * method.num_slots * method.rank * (1 + method.instance_length),
-  }
-
-
-@pytest.mark.parametrize(
-  "options",
-  [{}, {"rank": 3, "num_slots": 5}, {"blocks": (1,), "msp_length": 7}, {"num_latents": 2, "instance_length": 1}],
-)
-def test_parameter_counts_follow_the_formula(options):
-  method = made_of(**options)
-  assert {part: partition.count(tree) for part, tree in shapes_of(method).items()} == formula(method)
-  for off, gone in (("msp", {"msp"}), ("mip", {"mip"}), ("bank", {"bank"})):
-    assert set(shapes_of(dataclasses.replace(method, **{off: False}))) == set(PARTS) - gone
-  assert shapes_of(dataclasses.replace(method, mip=False, bank=False)).keys() == {"msp"}
-
-
 def test_about_one_percent_of_clip_and_htsat_learns():
   config = compat.resolve(copl.get_config())
   made = experiment.modules_of(config)
@@ -385,7 +362,7 @@ def test_about_one_percent_of_clip_and_htsat_learns():
   method = experiment.method_of(config, made)
   found = {part: partition.count(tree) for part, tree in shapes_of(method).items()}
   gates = 2 * 12
-  assert found == {"msp": 109_056, "projections": 872_448, "mip": 3_072 + gates, "bank": 5_120} == formula(method)
+  assert found == {"msp": 109_056, "projections": 872_448, "mip": 3_072 + gates, "bank": 5_120}
   learned, frozen = sum(found.values()), sum(partition.count(pretrained.shapes(module)) for module in made.values())
   assert learned == 989_720 and learned / (learned + frozen) == pytest.approx(0.0085, abs=5e-5)
 

@@ -100,6 +100,8 @@ class Method:
   `frozen = {"encoders": ..., "shared": ...}` is what this task reads and must not change; with `needs_old`, that of a training
   step holds earlier tasks' heads too, as "old". Methods are hashable and hold no arrays, so they may be closed over by jit.
 
+  Parameters without heads: 0 shared, 0 per task; a method that has some says how many by a formula.
+
   Attributes:
     backbone: sizes of the encoders.
     remat: keep only what stands between layers for the gradient and compute the rest again: less memory, more time.
