@@ -2,17 +2,21 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from command import tiny_toybox  # noqa: F401  fixture
+from runs import logged, results
+from test_parameter_counts import by_formula
 from test_php_options import modules as staged_modules
 from test_steps import Bench, silent
 
 from configs import copl
-from phpjax import compat, experiment, model, partition
+from phpjax import compat, experiment, model, opening, partition, run, train
 from phpjax.encoders import pretrained
 from phpjax.encoders.base import Stream
 from phpjax.methods import Backbone, make_method
@@ -383,6 +387,30 @@ def test_prompts_start_as_they_should():
   }
   for name, (x, expected) in deviation.items():
     assert np.std(x) == pytest.approx(expected, rel=0.15), name
+
+
+# -- its own setting: one task alone -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ave", *(pytest.param(name, marks=pytest.mark.slow) for name in ("avvp", "avs", "avqa"))])
+def test_it_learns_each_task_alone_and_says_what_share_that_takes(name, toybox, tmp_path, monkeypatch):
+  config = copl.get_config("tiny")
+  config.tasks, config.data.root = (name,), str(toybox)
+  monkeypatch.setattr(train.results, "draw", lambda *args: None)
+  final = train.train_and_evaluate(config, tmp_path)
+  assert final == results(tmp_path) and final["tasks"] == [name]
+  [[score]] = final["matrix"]
+  scores = [x for row in final["per_task"] for x in row["scores"].values()]
+  assert 0 <= score <= 1 and scores and np.isfinite([*scores, *(line["loss"] for line in logged(tmp_path))]).all()
+  counts, method = final["parameters"], experiment.method_of(compat.resolve(config), experiment.modules_of(config))
+  learned = sum(by_formula("copl", method)[1].values())
+  assert counts["trainable_fraction_without_heads"] == learned / (learned + counts["frozen"]) and counts["shared"] == 0
+  with opening.open_run(config, None) as opened:
+    monkeypatch.setattr(train.results, "planned_bytes", lambda compiled: 0)
+    monkeypatch.setattr(opened, "lower_train", lambda stage: types.SimpleNamespace(compile=lambda: None))
+    shown = train.results.dry_run(opened, run.begin).splitlines()
+  [row] = [line.split() for line in shown if line.startswith(f"  {name} ") and "%" in line]
+  assert row[-1] == f"{counts['trainable_fraction_without_heads']:.2%}"
 
 
 # -- rules -------------------------------------------------------------------------------------------------------
