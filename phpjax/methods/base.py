@@ -114,7 +114,8 @@ class Method:
       not need to know (its prompts are those of all tasks, or chosen by the clip).
     routed_head: of a growing label set, the head of that task alone answers then; False: the heads of all tasks do.
     learns: takes gradient steps. If not, no epoch is trained: a task is done once `end_task` has returned.
-    looks: a method that does not learn looks at the training clips, in `end_task`.
+    looks: a method that does not learn looks at the training clips, in `end_task`; if not, no clip is looked at for routing
+      either, so that it has no prompts of a task.
   """
 
   backbone: Backbone
