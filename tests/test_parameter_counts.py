@@ -1,5 +1,6 @@
 """How many parameters each method trains, without heads: what is built against the formula of its docstring."""
 
+import pathlib
 import sys
 
 import jax
@@ -11,6 +12,7 @@ from phpjax import compat, experiment, partition
 from phpjax.methods import METHODS
 
 PAIR = ("visual", "audio")
+PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "methods.md"
 
 
 def dense(n_in, n_out):
@@ -199,6 +201,12 @@ def test_they_do_so_at_full_size(name):
   found = built(method)
   assert found == by_formula(name, method)
   assert tuple(sum(of.values()) for of in found) == FULL[name]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_page_of_methods_says_so(name):
+  rows = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("|")]
+  assert [row[1:] for row in rows if len(row) == 3 and f"`{name}`" in row[0]][-1] == [f"{n:,}" for n in FULL[name]]
 
 
 @pytest.mark.parametrize(("name", "variant"), [("php", "released"), ("php", "ast"), ("copl", "ast"), ("copl", "clip_b16")])
