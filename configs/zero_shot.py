@@ -5,8 +5,9 @@ r"""Class texts against frozen features, nothing learned.
 CLIP (arXiv 2103.00020) with the class text of its paper, "a photo of a {}.", and LAION's CLAP (arXiv 2211.06687) with "This is
 a sound of {}.", each at its own temperature. The nano encoders know other words and were trained with other texts.
 
-Event tasks: AVE and AVVP, where "background" is one of the texts (phpjax/methods/zero_shot.py says how it counts). Variants as
-in configs/linear_probe.py; encoders that share no space with text (`ast`) are refused.
+Event tasks: AVE and AVVP, where "background" is one of the texts (phpjax/methods/zero_shot.py says how it counts), and AVE's
+classes in groups (`ave_classes`). Variants as in configs/linear_probe.py; encoders that share no space with text are refused:
+`ast`, and those of `tux21`.
 """
 
 from ml_collections import ConfigDict

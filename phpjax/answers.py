@@ -94,7 +94,8 @@ class Answers:
   def _growing(self, name: str, prompts_of: str) -> Callable[[Tree], Tree]:
     """Scores [B, K, C] of the heads of all rivals, -inf for those that do not count."""
     task, rivals, total = self.experiment.tasks[name], self.rivals(name), len(self.experiment.tasks)
-    heads = [{"head": self.params["tasks"][x]["head"], "state": self.state["tasks"][x]["head"]} for x in rivals]
+    part = lambda tree, other: tree["tasks"][other]["head"]
+    heads = [{"head": part(self.params, x), "state": part(self.state, x), "constants": self.constants(x)} for x in rivals]
     heads += [jax.tree.map(np.zeros_like, heads[0])] * (total - len(heads))  # as many as there will be: one compile
     heads = jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *jax.device_get(heads))
     counts = np.array([other in self._counting(name, prompts_of) for other in rivals] + [False] * (total - len(rivals)))

@@ -2,7 +2,7 @@
 
   python -m phpjax.convert --encoder=clip_vit_b32 --source=ViT-B-32.pt --out=weights/clip_vit_b32
 
---source is a weight file or a Hugging Face folder; README.md lists what each encoder takes. A text encoder also needs a
+--source is a weight file or a Hugging Face folder; docs/encoders.md lists what each encoder takes. A text encoder also needs a
 tokenizer: from the source folder, or from --tokenizer=FILE_OR_DIR (tokenizer.json, vocab.json with merges.txt, or vocab.txt).
 """
 

@@ -96,7 +96,7 @@ class Experiment:
     tree = self._make(fresh, self.key("prompts", name), self.key("head", name), previous, abstract=abstract)
     params = {**params, "tasks": {**params["tasks"], name: tree}}
     fresh_state = {"head": self.method.init_head_state(task), "method": self.method.init_task_state(task)}
-    if self.config.task_id == "inferred":  # filled when the task is learned
+    if self.config.task_id == "inferred" and (self.method.learns or self.method.looks):  # filled when the task is learned
       fresh_state |= routing.nothing_seen(routing.width(self.encoders), routing.metric_of(self.config))
     return params, {**state, "tasks": {**state["tasks"], name: fresh_state}}
 
@@ -200,7 +200,8 @@ def refused(config: ConfigDict, names: Iterable[str]) -> str:
   reasons = {name: reason for name in names if (reason := method.refuses(BENCHMARKS[name].task))}
   if not reasons:
     return ""
-  fit = ", ".join(name for name, benchmark in BENCHMARKS.items() if not method.refuses(benchmark.task))
+  kinds = {**BENCHMARKS, **{f"{family}_N": of for family, of in BENCHMARKS.families.items()}}
+  fit = ", ".join(name for name, benchmark in kinds.items() if not method.refuses(benchmark.task))
   why = "; ".join(dict.fromkeys(reasons.values()))
   return f"method {config.method.name} cannot learn {', '.join(reasons)}: {why}; of --config.tasks it can learn {fit}"
 

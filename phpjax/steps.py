@@ -150,7 +150,7 @@ class Steps:
       own = task.loss(outputs, batch)
     else:
       heads, place = among
-      own = task.loss_among(self._side_by_side(task, heads, trainable, frozen, features, context, {}, batch), place, batch)
+      own = task.loss_among(self._side_by_side(task, heads, trainable, frozen, features, context, batch), place, batch)
     losses = {
       "task": self.method.task_weight(task) * own,
       **self.method.losses(task, context, features, outputs, batch),
@@ -168,6 +168,7 @@ class Steps:
     head = lambda task: {
       "head": tasks.select(trainable, task)["task"]["head"],
       "state": tasks.select(state, task)["task"]["head"],
+      "constants": constants[task.name],
     }
     heads = jax.tree.map(lambda *x: jnp.stack(x), *map(head, growing)) if growing else None
     places = {task.name: place for place, task in enumerate(growing)}  # by name: tasks of equal shapes are equal
@@ -224,23 +225,24 @@ class Steps:
   ) -> Tree:
     """Evaluation mode, the heads of K tasks side by side: {"scores": [B, K, C]}, -inf for tasks that do not count.
 
-    heads: {"head", "state"} of the tasks, stacked, [K, ...] each; counts: bool [K].
+    heads: {"head", "state", "constants"} of the tasks, stacked, [K, ...] each; counts: bool [K].
     """
     self.traces["predict", task.kind] += 1
+    del constants  # those of each head stand with it
     features, context, state = model.forward(
       self.modules, self.method, task, trainable, frozen, state, past, batch, rng=None, train=False
     )
-    classes = self.method.class_features(self.modules, trainable, frozen, constants)
-    scores = self._side_by_side(task, heads, trainable, frozen, features, context, classes, batch)
+    scores = self._side_by_side(task, heads, trainable, frozen, features, context, batch)
     return {"scores": jnp.where(counts[:, None], scores, -jnp.inf)}
 
   def _side_by_side(
-    self, task: Any, heads: Tree, trainable: Tree, frozen: Tree, features: Tree, context: Tree, classes: Tree, batch: Tree
+    self, task: Any, heads: Tree, trainable: Tree, frozen: Tree, features: Tree, context: Tree, batch: Tree
   ) -> jax.Array:
     """What K tasks of a growing label set say of the same features, by their heads as in `_predict_growing`: [B, K, C]."""
 
     def scores(of: Tree) -> jax.Array:
       own = {**trainable, "task": {**trainable["task"], "head": of["head"]}}
+      classes = self.method.class_features(self.modules, own, frozen, of["constants"])
       inputs = (own, frozen, of["state"], features, context, classes, batch)
       return task.scores(self.method.predict(task, *inputs, rng=None, train=False)[0])["scores"]
 

@@ -26,7 +26,7 @@ def settings():
   return optimizer.settings(config)
 
 
-def answers(method, names, task_of, *, infer, centroids=None, total=4):
+def answers(method, names, task_of, *, infer, centroids=None, total=4, constants=lambda name: {}):
   """Everything that `names` has learned, at random; `centroids` per task decide where clips go."""
   tasks = {name: task_of(name) for name in names}
   planned = {**tasks, **{f"{LATER} {i}": None for i in range(total - len(names))}}
@@ -40,7 +40,7 @@ def answers(method, names, task_of, *, infer, centroids=None, total=4):
     state["tasks"][name]["centroids"] = rows
   mesh = sharding.make_mesh((-1, 1))
   steps = Steps(PAIR, method, settings(), mesh, compile_effort=0)
-  return Answers(experiment, steps, mesh, params, state, lambda name: {}, infer)
+  return Answers(experiment, steps, mesh, params, state, constants, infer)
 
 
 def group_task(name):
@@ -68,6 +68,26 @@ def test_heads_stand_side_by_side(probe, batch):
       pooled = np.asarray(jax.jit(PAIR[m].apply)({"params": probe.params["encoders"][m]}, seconds).pooled)
       unit = pooled / np.linalg.norm(pooled, axis=-1, keepdims=True) * pooled.shape[-1] ** 0.5
       found += unit.reshape(ROWS, small.SECONDS, -1).mean(1) @ head[m]["kernel"] + head[m]["bias"]
+    np.testing.assert_allclose(scores["scores"][:, place], found, rtol=1e-3, atol=1e-4)
+
+
+def test_class_texts_stand_side_by_side(batch):
+  """Zero-shot: the texts of a task are its head."""
+  draw = lambda i: {
+    f"{m}_text": np.random.default_rng([i, j]).normal(size=(CLASSES, 8)).astype("f") for j, m in enumerate(PAIR)
+  }
+  texts = {name: draw(i) for i, name in enumerate(GROUPS)}
+  method = small.method_of("zero_shot", MADE)
+  shot = answers(method, GROUPS, group_task, infer=True, constants=texts.__getitem__)
+  scores, unit = jax.device_get(shot.of(GROUPS[1])(batch)), lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
+  assert np.isneginf(scores["scores"][:, 3]).all() and ROUTED not in scores
+  for place, name in enumerate(GROUPS):
+    found = 0
+    for m in PAIR:
+      seconds, params = batch[m].reshape(-1, *batch[m].shape[2:]), shot.params["encoders"][m]
+      pooled = np.asarray(jax.jit(PAIR[m].apply)({"params": params}, seconds).pooled)
+      cosines = unit(pooled) @ unit(texts[name][f"{m}_text"]).T
+      found += (np.exp(params["logit_scale"]) * cosines).reshape(ROWS, small.SECONDS, -1).mean(1)
     np.testing.assert_allclose(scores["scores"][:, place], found, rtol=1e-3, atol=1e-4)
 
 

@@ -1,18 +1,22 @@
-"""CoPL: its prompts and losses against plain numpy, what the gate and the pairing let through, ablations, sizes by formula."""
+"""CoPL: its prompts and losses against plain numpy, what the gate and the pairing let through, ablations, what it costs."""
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import small
+from command import tiny_toybox  # noqa: F401  fixture
+from runs import logged, results
+from test_parameter_counts import by_formula
 from test_php_options import modules as staged_modules
 from test_steps import Bench, silent
 
 from configs import copl
-from phpjax import compat, experiment, model, partition
+from phpjax import compat, experiment, model, opening, partition, run, train
 from phpjax.encoders import pretrained
 from phpjax.encoders.base import Stream
 from phpjax.methods import Backbone, make_method
@@ -355,29 +359,6 @@ def test_what_is_shared_is_not_of_the_task(shared):
 # -- sizes -------------------------------------------------------------------------------------------------------
 
 
-def formula(method):
-  """As in the docstring of phpjax/methods/copl.py."""
-  widths = sum(method.width(m, step) for m in PAIR for step in method.blocks)
-  return {
-    "msp": method.msp_length * widths,
-    "projections": 2 * method.rank * widths,
-    "mip": 2 * len(method.blocks) * (method.num_latents * method.rank + 1),
-    "bank": 2 * method.num_slots * method.rank * (1 + method.instance_length),
-  }
-
-
-@pytest.mark.parametrize(
-  "options",
-  [{}, {"rank": 3, "num_slots": 5}, {"blocks": (1,), "msp_length": 7}, {"num_latents": 2, "instance_length": 1}],
-)
-def test_parameter_counts_follow_the_formula(options):
-  method = made_of(**options)
-  assert {part: partition.count(tree) for part, tree in shapes_of(method).items()} == formula(method)
-  for off, gone in (("msp", {"msp"}), ("mip", {"mip"}), ("bank", {"bank"})):
-    assert set(shapes_of(dataclasses.replace(method, **{off: False}))) == set(PARTS) - gone
-  assert shapes_of(dataclasses.replace(method, mip=False, bank=False)).keys() == {"msp"}
-
-
 def test_about_one_percent_of_clip_and_htsat_learns():
   config = compat.resolve(copl.get_config())
   made = experiment.modules_of(config)
@@ -385,7 +366,7 @@ def test_about_one_percent_of_clip_and_htsat_learns():
   method = experiment.method_of(config, made)
   found = {part: partition.count(tree) for part, tree in shapes_of(method).items()}
   gates = 2 * 12
-  assert found == {"msp": 109_056, "projections": 872_448, "mip": 3_072 + gates, "bank": 5_120} == formula(method)
+  assert found == {"msp": 109_056, "projections": 872_448, "mip": 3_072 + gates, "bank": 5_120}
   learned, frozen = sum(found.values()), sum(partition.count(pretrained.shapes(module)) for module in made.values())
   assert learned == 989_720 and learned / (learned + frozen) == pytest.approx(0.0085, abs=5e-5)
 
@@ -406,6 +387,30 @@ def test_prompts_start_as_they_should():
   }
   for name, (x, expected) in deviation.items():
     assert np.std(x) == pytest.approx(expected, rel=0.15), name
+
+
+# -- its own setting: one task alone -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ave", *(pytest.param(name, marks=pytest.mark.slow) for name in ("avvp", "avs", "avqa"))])
+def test_it_learns_each_task_alone_and_says_what_share_that_takes(name, toybox, tmp_path, monkeypatch):
+  config = copl.get_config("tiny")
+  config.tasks, config.data.root = (name,), str(toybox)
+  monkeypatch.setattr(train.results, "draw", lambda *args: None)
+  final = train.train_and_evaluate(config, tmp_path)
+  assert final == results(tmp_path) and final["tasks"] == [name]
+  [[score]] = final["matrix"]
+  scores = [x for row in final["per_task"] for x in row["scores"].values()]
+  assert 0 <= score <= 1 and scores and np.isfinite([*scores, *(line["loss"] for line in logged(tmp_path))]).all()
+  counts, method = final["parameters"], experiment.method_of(compat.resolve(config), experiment.modules_of(config))
+  learned = sum(by_formula("copl", method)[1].values())
+  assert counts["trainable_fraction_without_heads"] == learned / (learned + counts["frozen"]) and counts["shared"] == 0
+  with opening.open_run(config, None) as opened:
+    monkeypatch.setattr(train.results, "planned_bytes", lambda compiled: 0)
+    monkeypatch.setattr(opened, "lower_train", lambda stage: types.SimpleNamespace(compile=lambda: None))
+    shown = train.results.dry_run(opened, run.begin).splitlines()
+  [row] = [line.split() for line in shown if line.startswith(f"  {name} ") and "%" in line]
+  assert row[-1] == f"{counts['trainable_fraction_without_heads']:.2%}"
 
 
 # -- rules -------------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from phpjax.metrics import avvp
 MADE = small.modules()
 BACKBONE = small.backbone(MADE)
 FROZEN = ("zero_shot", "ncm", "slda")
+FAMILIES = ("ave_classes_N", "tux21_N")
 CLIPS, T, C, E, WIDTH, PATCHES = 40, small.SECONDS, 3, 8, 16, 4
 SHRINKAGE = 0.3
 
@@ -295,15 +296,24 @@ def test_zero_shot_has_no_background_where_the_protocol_has_none():
   np.testing.assert_allclose(outputs["audio"], logits["audio"], rtol=1e-4, atol=1e-4)
 
 
-def test_its_texts_are_fixed_and_its_own():
-  asked = []
-  text = types.SimpleNamespace(
+def listening(asked):
+  """A text tower that remembers what it was asked."""
+  return types.SimpleNamespace(
     tokenizer=lambda texts, length: asked.append(list(texts)) or np.ones((len(texts), 4), np.int32), params={},
     module=types.SimpleNamespace(apply=lambda params, ids: Features(ids[:, :1], ids), context_length=9),
   )  # fmt: skip
-  small.task("ave", classes=("Church_bell", "b", "background")).constants({"text": text}, **ZeroShot(BACKBONE).templates())
+
+
+def test_its_texts_are_fixed_and_its_own():
+  asked, texts = [], ZeroShot(BACKBONE).templates()
+  small.task("ave", classes=("Church_bell", "b", "background")).constants({"text": listening(asked)}, **texts)
   assert asked[0] == ["a photo of a Church bell.", "a photo of a b.", "a photo of a background."]
   assert asked[1][0] == "This is a sound of Church_bell."
+  of_classes, asked[:] = small.task("ave_classes_1", classes=("Church_bell", "b", "c")), []
+  assert of_classes.constants({"text": listening(asked)}) == {} == of_classes.constants({}, **texts) and not asked
+  made = of_classes.constants({"text": listening(asked)}, **texts)
+  assert {key: x.shape for key, x in made.items()} == {"visual_text": (3, 1), "audio_text": (3, 1)}
+  assert [words[0] for words in asked] == ["a photo of a Church bell.", "This is a sound of Church_bell."]
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------
@@ -317,7 +327,7 @@ def test_tasks_that_mean_nothing_are_refused_in_one_line(name, fit):
   config.tasks = tuple(BENCHMARKS)
   [line] = checks.problems(compat.resolve(config))
   gone = ", ".join(n for n in BENCHMARKS if n not in fit)
-  assert line.startswith(f"method {name} cannot learn {gone}: ") and line.endswith(f"can learn {', '.join(fit)}")
+  assert line.startswith(f"method {name} cannot learn {gone}: ") and line.endswith(f"can learn {', '.join([*fit, *FAMILIES])}")
   assert "\n" not in line
   with pytest.raises(UserError, match="cannot learn"), opening.open_run(config, None):
     pass
@@ -379,6 +389,27 @@ def test_a_pass_tells_its_batches_and_the_time_left():
   lines = out.getvalue().splitlines()
   assert lines[0] == "[1/2 ave] 20 batches to do" and len(lines) == 21
   assert lines[10] == "[1/2 ave] 5.0 examples/s  batch 10/20  left: 1:00, all tasks 3:00"
+
+
+def test_classes_that_come_in_groups_are_found_by_their_texts_and_no_training_clip_is_looked_at(toybox, tmp_path, monkeypatch):
+  monkeypatch.setattr(run.Run, "features", lambda *args: pytest.fail("a training clip is looked at"))
+  monkeypatch.setattr(train.results, "draw", lambda *args: None)
+  config = small.config_of("zero_shot", "tiny+ave_classes")
+  config.data.root = str(toybox)
+  assert checks.problems(compat.resolve(config)) == [] and config.task_id == "inferred"
+  final = train.train_and_evaluate(config, tmp_path / "run")
+  assert final["tasks"] == ["ave_classes_1", "ave_classes_2"] and final["steps"] == 0 and "routing" not in final
+  assert np.isfinite([x for row in final["matrix"] for x in row if x is not None]).all()
+  opened = predict.load(tmp_path / "run")
+  told = opened.predict("ave_classes_1", video=sorted((toybox / "AVE").glob("*.mp4"))[0]).to_dict()
+  assert np.isfinite([x for x in jax.tree.leaves(told) if isinstance(x, float)]).all()
+
+
+def test_encoders_of_tux21_share_no_space_with_its_class_names():
+  lines = checks.problems(compat.resolve(small.config_of("zero_shot", "tux21")))
+  assert [line for line in lines if line.startswith("method zero_shot")] == [
+    "method zero_shot compares features with class texts, and these encoders share no space with text: visual, audio, text"
+  ]
 
 
 @pytest.fixture

@@ -85,7 +85,7 @@ def test_growing_labels_are_told_apart_among_all_tasks():
   batches = {name: {**small.batch(name, 4, seed=i), "id": ["x"] * 4} for i, name in enumerate(names)}
   batches[names[1]]["mask"] = PADDED
   together, start = Together(tuple(bench.tasks.values())), {name: bench.live(name) for name in names}
-  heads = {n: {"head": jax.device_get(s.trainable["task"]["head"]), "state": {}} for n, s in start.items()}
+  heads = {n: {"head": jax.device_get(s.trainable["task"]["head"]), "state": {}, "constants": {}} for n, s in start.items()}
   stacked, expected = jax.tree.map(lambda *x: np.stack(x), *heads.values()), {}
   for place, name in enumerate(names):
     task, rows = bench.tasks[name], bench.rows(name, batches[name])

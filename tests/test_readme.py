@@ -1,7 +1,7 @@
-"""Every command that the README and the configs show parses, every config loads, and `--help` answers.
+"""Every command that the README, docs/ and the configs show parses, what they name exists, and `--help` answers.
 
 Commands are the lines that start with `python -m phpjax...`, `python -m data_pipelines...` or
-`bash launch/...` in the README files and in the docstrings of configs and modules.
+`bash launch/...` in these pages and in the docstrings of configs and modules.
 """
 
 import ast
@@ -17,6 +17,8 @@ import pytest
 from ml_collections import ConfigDict
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+DOCS = sorted(f"docs/{path.name}" for path in (ROOT / "docs").iterdir())
+PAGES = ("README.md", "launch/README.md", *DOCS)
 EXPERIMENTS = sorted(
   p for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "base") and not p.stem.startswith("nano")
 )
@@ -42,7 +44,7 @@ COMMAND = re.compile(
 
 def texts() -> dict[str, str]:
   """File name -> the text in which commands are looked for."""
-  found = {name: (ROOT / name).read_text() for name in ("README.md", "launch/README.md")}
+  found = {name: (ROOT / name).read_text() for name in PAGES}
   for folder in ("configs", "data_pipelines", "phpjax"):
     for path in sorted((ROOT / folder).rglob("*.py")):
       found[str(path.relative_to(ROOT))] = ast.get_docstring(ast.parse(path.read_text())) or ""
@@ -159,15 +161,72 @@ def test_readme_names_every_method_and_task():
   from phpjax.benchmarks import BENCHMARKS
   from phpjax.methods import METHODS
 
-  text = (ROOT / "README.md").read_text()
-  assert [name for name in (*METHODS, *BENCHMARKS) if f"`{name}`" not in text] == []
+  readme, methods = ((ROOT / page).read_text() for page in ("README.md", "docs/methods.md"))
+  assert [name for name in (*METHODS, *BENCHMARKS) if f"`{name}`" not in readme] == []
+  assert [name for name in METHODS if f"`{name}`" not in methods] == []
 
 
-def test_readme_links_lead_somewhere_and_it_stays_short():
+def anchors(page: pathlib.Path) -> set[str]:
+  """What a link can have behind its `#`, as GitHub makes it of the titles."""
+  titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL), flags=re.MULTILINE)
+  return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+  here = ROOT / page
+  for link in re.findall(r"\]\(([^)]+)\)", here.read_text()):
+    if link.startswith("https://"):
+      continue
+    target, _, anchor = link.partition("#")
+    path = (here.parent / target).resolve() if target else here
+    assert path.exists(), f"{page}: broken link {link}"
+    assert not anchor or anchor in anchors(path), f"{page}: {target or page} has no title #{anchor}"
+
+
+FOLDERS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.*")) and path.name[0] != ".")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_files_and_settings_that_a_page_names_exist(page):
+  """Files in backticks that begin with a folder of the repository, and fields of a config."""
+  for word in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)):
+    if re.fullmatch(rf"({'|'.join(FOLDERS)})/[\w./*]*", word) and not word.startswith("runs/"):
+      assert any(ROOT.glob(word)), f"{page}: there is no {word}"
+    named = re.match(r"--config\.([a-z][\w.]+)", word) or re.fullmatch(r"((?:data|opt|method|protocol)\.\w+)(?:=.*)?", word)
+    if named:
+      assert any(has_field(config, named[1]) for config in full_configs()), f"{page}: no config has {named[1]}"
+
+
+@functools.cache
+def full_configs() -> list[ConfigDict]:
+  return [load_config(path, "") for path in EXPERIMENTS]
+
+
+def has_field(config: ConfigDict, name: str) -> bool:
+  try:
+    field(config, name)
+  except (KeyError, TypeError):
+    return False
+  return True
+
+
+def test_readme_stays_short_and_links_every_page():
   text = (ROOT / "README.md").read_text()
-  for target in re.findall(r"\]\(([^)#]+)", text):
-    assert target.startswith("https://") or (ROOT / target).exists(), f"README.md: broken link {target}"
-  assert text.count("\n") <= 226
+  assert text.count("\n") <= 150
+  assert [page for page in PAGES[1:] if f"]({page})" not in text] == []
+  assert all((ROOT / page).suffix == ".md" and (ROOT / page).read_text().startswith("# ") for page in PAGES)
+
+
+def test_nothing_is_said_twice():
+  """No sentence and no row of a table stands on two pages, or twice on one."""
+  seen: dict[str, str] = {}
+  for page in PAGES:
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(), flags=re.DOTALL)
+    for sentence in (" ".join(part.split()) for part in re.split(r"(?<=[.:;])\s|\n\n|\n(?=\|)", text)):
+      if len(sentence) > 40:
+        assert sentence not in seen, f"{page} repeats {seen[sentence]}: {sentence}"
+        seen[sentence] = page
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def golden(name):
 def opened(encoder, folder, tmp_path, modality, **sizes):
   """Converts and opens an encoder."""
   weights = os.environ.get("PHPJAX_REAL_WEIGHTS")
-  assert weights, "set PHPJAX_REAL_WEIGHTS to the folder with the real weights (see README.md)"
+  assert weights, "set PHPJAX_REAL_WEIGHTS to the folder with the real weights (see docs/encoders.md)"
   convert.convert(encoder, pathlib.Path(weights) / folder, tmp_path / encoder)
   return pretrained.load(encoder, str(tmp_path / encoder), modality=modality, **sizes)
 

@@ -9,11 +9,12 @@ import functools
 import pathlib
 import shutil
 
+import numpy as np
 import pytest
 import small
 from command import tiny_toybox  # noqa: F401  fixture
 from ml_collections import ConfigDict
-from runs import checkpoints, comparable, learned
+from runs import checkpoints, comparable, learned, logged, results
 
 from data_pipelines import DataError
 from phpjax import checkpoint, experiment, manifest, opening, run, signals, train
@@ -143,6 +144,33 @@ def whole(made, toybox, tmp_path_factory):
     return folder
 
   return make
+
+
+def not_finite(path: str, value: object) -> list[str]:
+  """The paths of the numbers in JSON types and arrays that are not finite."""
+  if isinstance(value, dict):
+    return [found for key, x in value.items() for found in not_finite(f"{path}/{key}", x)]
+  if isinstance(value, list):
+    return [found for i, x in enumerate(value) for found in not_finite(f"{path}/{i}", x)]
+  return [path] if isinstance(value, int | float | np.ndarray | np.generic) and not np.isfinite(value).all() else []
+
+
+@pytest.mark.parametrize(
+  "method",
+  [pytest.param(name, marks=() if name == "php" or not of.learns else pytest.mark.slow) for name, of in METHODS.items()],
+)
+def test_after_two_tasks_every_parameter_state_loss_and_score_is_finite(method, whole):
+  folder, tasks, of = whole(method), tasks_of(method), METHODS[method]
+  found = {"results": results(folder), "losses": logged(folder), "learned": learned(folder)}
+  assert not_finite("", found) == []
+  scores = found["results"]["matrix"][-1]
+  assert len(scores) == len(tasks) and None not in scores
+  assert bool(found["losses"]) == of.learns and bool(found["learned"]) == (of.learns or of.looks)
+
+
+def test_what_is_not_finite_is_found():
+  odd = {"a": [1, {"b": float("nan")}], "c": np.array([1.0, np.inf]), "d": [None, "x", True], "e": np.float32(1)}
+  assert not_finite("", odd) == ["/a/1/b", "/c"]
 
 
 @pytest.mark.parametrize(("method", "cut"), CASES)

@@ -100,6 +100,8 @@ class Method:
   `frozen = {"encoders": ..., "shared": ...}` is what this task reads and must not change; with `needs_old`, that of a training
   step holds earlier tasks' heads too, as "old". Methods are hashable and hold no arrays, so they may be closed over by jit.
 
+  Parameters without heads: 0 shared, 0 per task; a method that has some says how many by a formula.
+
   Attributes:
     backbone: sizes of the encoders.
     remat: keep only what stands between layers for the gradient and compute the rest again: less memory, more time.
@@ -112,7 +114,8 @@ class Method:
       not need to know (its prompts are those of all tasks, or chosen by the clip).
     routed_head: of a growing label set, the head of that task alone answers then; False: the heads of all tasks do.
     learns: takes gradient steps. If not, no epoch is trained: a task is done once `end_task` has returned.
-    looks: a method that does not learn looks at the training clips, in `end_task`.
+    looks: a method that does not learn looks at the training clips, in `end_task`; if not, no clip is looked at for routing
+      either, so that it has no prompts of a task.
   """
 
   backbone: Backbone

@@ -31,6 +31,7 @@ Parameters of a task without its head, of steps l with widths D_l and d_l, S the
   projections 2 r S             r = rank
   mip         2 L (K r + 1)     K = num_latents, and a gate
   bank        2 M r (1 + K')    M = num_slots, K' = instance_length
+0 for a part that is switched off; without mip and bank there are no projections.
 CLIP ViT-B/32 and HTS-AT, S = 13632: 109,056 + 872,448 + 3,096 + 5,120 = 989,720, 0.85 percent of all.
 """
 

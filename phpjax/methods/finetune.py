@@ -17,6 +17,8 @@ class FineTune(PHP):
 
   Only heads with an output space of their own stay per task. So the table's difference between `php` and `finetune`
   is the partition and nothing else.
+
+  Parameters without heads: shared(php) + prompts of one task(php), all shared; 0 per task.
   """
 
   def init_shared(self, rng: jax.Array) -> Tree:

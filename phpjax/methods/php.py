@@ -43,7 +43,24 @@ from phpjax.methods.prompts import Prefix, broadcast_prefix, l2_normalise, simil
 
 @dataclasses.dataclass(frozen=True)
 class PHP(PHPOptions):
-  """Progressive homeostatic and plastic prompt tuning."""
+  """Progressive homeostatic and plastic prompt tuning.
+
+  Parameters without heads, of step l with vision of N tokens and D channels and sound of n_l and d_l, and of features of size
+  E_v and E_a in the space of their texts:
+    A(N, D, n, d) = (n + 1) N + (d + 1) D + num_latents D + 1 + (D + 1) (2 D + 1) + 3 (D + 1) h + (h + 1) D + h + 1
+                    + 2 D floor(D / reduction) / groups + 4 D + 1      h = floor(D / 2)
+  shared
+    adapters      sum over `shallow`, after attention and after the MLP, of A(N, D, n_l, d_l) + A(n_l, d_l, N, D); without
+                  `gate_audio` 1 less for each of the audio side, without `write_back` none of these after the MLP
+    context       num_context * width of the text encoder
+    clip_adapter, clip_adapter_text   2 E_v floor(E_v / 4) each
+    contrastive   E_a E_v + E_v
+    maps          of each encoder that shares no space with text: its feature size * E + 1
+  per task
+    mid           codebook_size D + 2 (D + 1) D + |mid| (generator_depth (3 D D + 3 (D + 1) D + 4 D)
+                  + (D + 1) num_mid_prompts codebook_size)
+    deep          2 deep_pool deep_length sum over `deep` of D + d_l; without `deep_audio` of D
+  """
 
   # -- modules -------------------------------------------------------------------------------------------------
 

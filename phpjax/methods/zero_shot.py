@@ -15,13 +15,14 @@ from phpjax.methods.prompts import l2_normalise, similarity
 
 @dataclasses.dataclass(frozen=True)
 class ZeroShot(Method):
-  """Zero-shot: event tasks by fixed class texts, nothing is learned and no training clip is looked at.
+  """Zero-shot: events and classes by fixed class texts, nothing is learned and no training clip is looked at.
 
   Every second's frame and sound are compared with the classes' texts, cosine times the encoder's temperature. AVE takes the
   best class of the sum of both, "background" being one of the texts. AVVP says a class of a second, seen or heard, whose text
   has more than 0.257 = exp(-e / 2) of the softmax over all texts, "background" among them: what the task's calibration gives
   before anything is learned. (Of the toybox's `val` 77.9 percent Type@AV; with "closer than background" 9.5, for almost every
-  text is; with more than half of the softmax 68.0.) 0 trainable parameters.
+  text is; with more than half of the softmax 68.0.) A clip of a growing label set is given the class, of all tasks so far, with
+  the best mean over its seconds. 0 trainable parameters.
 
   Raises ValueError for encoders that share no space with text.
 
@@ -49,8 +50,9 @@ class ZeroShot(Method):
 
   @classmethod
   def refuses(cls, task: Any) -> str | None:
-    """Tasks whose answers are no classes of seconds: masks, answers to a question."""
-    return None if task.kind == "event" else "it compares seconds with texts of their classes, so a task must be one of events"
+    """Tasks whose answers are no named classes of seconds or clips: masks, answers to a question."""
+    known = task.kind in ("event", "classes")
+    return None if known else "it compares seconds with the texts of classes, so a task must ask for events or classes"
 
   def templates(self) -> dict[str, str]:
     """The fixed texts."""
@@ -64,8 +66,8 @@ class ZeroShot(Method):
   def class_features(self, encoders: Tree, trainable: Tree, frozen: Tree, constants: Tree) -> Tree:
     """Class texts {"visual": [C, E], "audio": [C, E]}, unit length."""
     del trainable
-    text = encoders["text"].bind({"params": frozen["encoders"]["text"]})
-    seen = encode(text, constants["class_ids"])
+    if (seen := constants.get("visual_text")) is None:
+      seen = encode(encoders["text"].bind({"params": frozen["encoders"]["text"]}), constants["class_ids"])
     return {"visual": l2_normalise(seen), "audio": l2_normalise(constants["audio_text"])}
 
   def predict(
@@ -82,8 +84,10 @@ class ZeroShot(Method):
     rng: jax.Array | None,
     train: bool,
   ) -> tuple[Tree, Tree]:
-    """{"visual", "audio": [B, T, C]}."""
+    """{"visual", "audio": [B, T, C]} of events, {"logits": [B, C]} of classes."""
     scale = {m: jnp.exp(frozen["encoders"][m]["logit_scale"].astype(jnp.float32)) for m in PAIR}
     logits = {m: similarity(scale[m] * l2_normalise(features[m].pooled), classes[m]) for m in PAIR}
     logits = {m: x.reshape(-1, task.seconds, x.shape[-1]) for m, x in logits.items()}
+    if task.kind == "classes":
+      return task.outputs_of(sum(logits.values()).mean(axis=1)), state
     return task.calibrate(task.init_calibration(), logits), state

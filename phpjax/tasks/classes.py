@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from phpjax.tasks.base import Task, Tree, masked_mean, softened_divergence
+from phpjax.tasks.texts import class_texts, text_features
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,12 +24,19 @@ class Classes(Task):
   kind: ClassVar[str] = "classes"
   growing: ClassVar[bool] = True
   samples: ClassVar[str] = "clips"
+  constant_encoders: ClassVar[tuple[str, ...]] = ("audio_text",)
   distils: ClassVar[bool] = True
 
   def label_shapes(self, seconds: int) -> dict[str, tuple[tuple[int, ...], Any]]:
     """The class of the clip."""
     del seconds
     return {"label": ((), jnp.int32)}
+
+  def constants(self, encoders: Tree, **templates: str) -> Tree:
+    """For a method that brings class texts of its own, their features: {"visual_text", "audio_text": float32 [C, E]}."""
+    if not templates or "text" not in encoders:
+      return {}
+    return {f"{m}_text": text_features(*of) for m, of in class_texts(encoders, self.classes, **templates).items()}
 
   def init_head(self, rng: jax.Array) -> Tree:
     """A linear map per modality on the pooled features, starting at zero."""

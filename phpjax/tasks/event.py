@@ -11,9 +11,8 @@ import optax
 from flax import linen as nn
 
 from phpjax.tasks.base import Task, Tree, masked_mean, softened_binary_divergence, softened_divergence
+from phpjax.tasks.texts import class_texts, text_features
 
-VISUAL_TEXT = "x x x x {}."  # the leading words are place holders for a method's learnable context
-AUDIO_TEXT = "The sounds of {}"  # CLAP tells capitals apart
 EVENT_MODALITIES = ("visual", "audio")
 
 
@@ -28,18 +27,12 @@ class EventTask(Task):
   def constants(self, encoders: Tree, **templates: str) -> Tree:
     """Class texts: "class_ids" int32 [C, L] for the visual side, "audio_text" float32 [C, E] for the audio side.
 
-    The audio side reads the encoder "audio_text" where there is one (CLAP's own tower), else "text" too. Its texts hold the
-    classes' names as the data write them, underscores included: so does PHP's release. `templates` may replace both texts.
+    The visual texts stay words, for a method may put learnable ones among them.
     """
     if "text" not in encoders:
       return {}
-    seen, heard = encoders["text"], encoders.get("audio_text", encoders["text"])
-    encode = lambda tower, texts: tower.tokenizer(texts, tower.module.context_length)
-    visual_text, audio_text = templates.get("visual", VISUAL_TEXT), templates.get("audio", AUDIO_TEXT)
-    visual_ids = encode(seen, [visual_text.format(name.replace("_", " ")) for name in self.text_classes()])
-    audio_ids = encode(heard, [audio_text.format(name) for name in self.text_classes()])
-    words = jax.jit(heard.module.apply)({"params": heard.params}, audio_ids).pooled
-    return {"class_ids": jnp.asarray(visual_ids), "audio_text": words}
+    texts = class_texts(encoders, self.text_classes(), **templates)
+    return {"class_ids": jnp.asarray(texts["visual"][1]), "audio_text": text_features(*texts["audio"])}
 
   def text_classes(self) -> tuple[str, ...]:
     """The words behind the columns of a text classifier."""
