@@ -392,7 +392,7 @@ def test_a_pass_tells_its_batches_and_the_time_left():
 
 
 def test_classes_that_come_in_groups_are_found_by_their_texts_and_no_training_clip_is_looked_at(toybox, tmp_path, monkeypatch):
-  monkeypatch.setattr(run.Run, "features", lambda *args: pytest.fail("a training clip is looked at"))
+  monkeypatch.setattr(train.queries, "features", lambda *args: pytest.fail("a training clip is looked at"))
   monkeypatch.setattr(train.results, "draw", lambda *args: None)
   config = small.config_of("zero_shot", "tiny+ave_classes")
   config.data.root = str(toybox)

@@ -21,6 +21,7 @@ class Sizes:
     embed_dim: of the pooled features.
     joint: these can be compared with another modality's and carry a temperature.
     noisy: an audio encoder that can be run in training mode (see `Method.stem`).
+    num_special: tokens that are not of a patch; with none, pooled features are made of the mean of all tokens.
   """
 
   layer_widths: tuple[int, ...]
@@ -29,13 +30,15 @@ class Sizes:
   embed_dim: int
   joint: bool = True
   noisy: bool = False
+  num_special: int = 0
 
   @classmethod
   def of(cls, module: Any) -> Sizes:
     """The sizes of an encoder."""
     widths = tuple(module.layer_width(i) for i in range(module.depth))
     tokens = tuple(module.layer_tokens(i) for i in range(module.depth))
-    return cls(widths, tokens, module.num_heads, module.embed_dim, module.joint, hasattr(module, "embed_normalised"))
+    noisy, special = hasattr(module, "embed_normalised"), getattr(module, "num_special", 0)
+    return cls(widths, tokens, module.num_heads, module.embed_dim, module.joint, noisy, special)
 
   @property
   def depth(self) -> int:

@@ -126,7 +126,8 @@ class ClassStatistics(Method):
 
   Attributes:
     modalities: whose features are laid side by side, of those that have an encoder.
-    patch_mean: beside the pooled features, the mean of the last layer's tokens without the special ones.
+    patch_mean: beside the pooled features of an encoder with special tokens (a ViT, AST), the mean of the last layer's other
+      tokens; where there are none (HTS-AT, Whisper), the pooled features are made of that mean already.
     unit: scale every standardised sample to unit length.
   """
 
@@ -150,8 +151,11 @@ class ClassStatistics(Method):
   @property
   def width(self) -> int:
     """D, numbers of a sample."""
-    sizes = [getattr(self.backbone, m) for m in self.modalities]
-    return sum(s.embed_dim + self.patch_mean * s.layer_widths[-1] for s in sizes)
+    sizes = {m: getattr(self.backbone, m) for m in self.modalities}
+    return sum(s.embed_dim + self._has_patch_mean(m) * s.layer_widths[-1] for m, s in sizes.items())
+
+  def _has_patch_mean(self, modality: str) -> bool:
+    return self.patch_mean and getattr(self.backbone, modality).num_special > 0
 
   def init_state(self, shared: Tree) -> Tree:
     """What standardises, and the samples so far: none."""
@@ -197,7 +201,7 @@ class ClassStatistics(Method):
     parts = []
     for m in self.modalities:
       parts.append(features[m].pooled)
-      if self.patch_mean:
+      if self._has_patch_mean(m):
         parts.append(features[m].tokens[:, features[m].num_special :].astype(jnp.float32).mean(axis=1))
     rows = jnp.concatenate([x.astype(jnp.float32) for x in parts], axis=-1)
     return rows if task.samples == "seconds" else rows.reshape(len(batch["mask"]), -1, rows.shape[-1]).mean(axis=1)
