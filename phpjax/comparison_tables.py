@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from phpjax.comparison import Group, Setting, Stat, trivial_stat
-from phpjax.finished import NUMBERS, Finished
+from phpjax.finished import DATA_SEEDS, NUMBERS, Finished
 
 LONGEST = 120  # characters of a text from a workdir
 NONE = "-"
@@ -276,7 +276,8 @@ def _numbers_of(run: Finished) -> dict[str, Any]:
   """{column: value}; `last/SPLIT/TASK`, `matrix/AFTER/TASK`, `score/SPLIT/AFTER/TASK/METRIC` in [0, 1]."""
   found: dict[str, Any] = {
     "workdir": str(run.folder), "method": run.method, "compat": run.compat, "order": " ".join(run.tasks), "seed": run.seed,
-    "toybox_seed": run.toybox_seed, **{name: run.numbers[name] for name in NUMBERS},
+    **{field.removeprefix("data."): run.data_seeds.get(what) for what, field in DATA_SEEDS.items()},
+    **{name: run.numbers[name] for name in NUMBERS},
   }  # fmt: skip
   split = str(run.place.get("evaluated on", "matrix"))
   for kind, scored in run.final.items():

@@ -236,6 +236,46 @@ def test_scenes_of_one_seed_and_of_each_seeds_own_are_apart(tmp_path):
   assert sorted(trivial.values()) == [1, 3], "the trivial predictor counts once for each set of scenes"
 
 
+def test_classes_of_one_seed_and_of_each_seeds_own_are_apart(tmp_path):
+  """Rows, counts and trivial scores are those of the class seed, and do not part repetitions."""
+  for seed in (0, 1, 2):
+    fabricated.class_run(tmp_path / f"fixed{seed}", "slda", seed, 4)
+    fabricated.class_run(tmp_path / f"own{seed}", "slda", seed, seed)
+    fabricated.class_run(tmp_path / f"own_too{seed}", "ncm", seed, seed)
+  settings, notes = compared(tmp_path)
+  assert notes == [] and {setting.title: dict(labels(setting)) for setting in settings} == {
+    "user, classes of seed 4, evaluated on test": {"slda": (0, 1, 2)},
+    "user, classes of each seed's own, evaluated on test": {"slda": (0, 1, 2), "ncm": (0, 1, 2)},
+  }
+  trivial = {setting.title: comparison_tables.scores(setting).rows[-1][:3] for setting in settings}
+  assert list(trivial.values()) == [("trivial", "1", "5.0"), ("trivial", "3", "2.0 ± 1.0")]
+  rows = list(csv.DictReader(io.StringIO(comparison_tables.csv_text(settings))))
+  assert all(row["class_seed"] == ("4" if "seed 4" in row["table"] else row["seed"]) for row in rows)
+  assert {row["toybox_seed"] for row in rows} == {""}
+
+
+def test_other_rows_of_the_same_class_seed_are_other_data(tmp_path):
+  for seed in (0, 1):
+    fabricated.class_run(tmp_path / f"a{seed}", "slda", seed, seed)
+    data = fabricated.class_results_of("ncm", seed, seed)["data"]
+    data["identity"] = {"tux21_1 test": "9 rows, other"}
+    fabricated.class_run(tmp_path / f"b{seed}", "ncm", seed, seed, data=data)
+  settings, _ = compared(tmp_path)
+  assert [labels(setting) for setting in settings] == [[("slda", (0, 1))], [("ncm", (0, 1))]]
+  assert "tux21_1 test (classes of seed 0) 9 rows, other" in settings[1].title
+
+
+def test_the_class_seed_of_other_tasks_means_nothing(tmp_path):
+  for seed in (0, 1):
+    fabricated.run(tmp_path / f"a{seed}", "php", seed, **{"data.class_seed": 3 * seed})
+  [setting], _ = compared(tmp_path)
+  assert labels(setting) == [("php", (0, 1))] and "classes" not in setting.title
+  folder = fabricated.class_run(tmp_path / "b", "slda", 0, 0)
+  (folder / "config.json").write_text((folder / "config.json").read_text().replace('"class_seed": 0', '"class_seed": "0"'))
+  with pytest.raises(UserError, match=r"config.json has no data.class_seed"):
+    finished.read(folder)
+
+
 def test_random_encoders_are_drawn_by_the_seed_and_do_not_part_runs(tmp_path):
   for seed in (0, 1):
     fabricated.run(tmp_path / f"a{seed}", "php", seed, weights={"visual": {"name": "tiny", "sha256": f"random seed {seed}"}})

@@ -10,6 +10,7 @@ import numpy as np
 from phpjax.metrics import rows
 
 MAIN = "accuracy"
+WITHIN = "accuracy_within_task"  # a score that no other metric has
 
 
 def statistics(
@@ -44,7 +45,7 @@ def summarise(stats: Mapping[str, np.ndarray]) -> dict[str, float]:
   return {
     MAIN: rows.mean(stats["hit"]),
     "task_accuracy": rows.mean(stats["task_hit"]),
-    "accuracy_within_task": rows.mean(stats["within_hit"]),
+    WITHIN: rows.mean(stats["within_hit"]),
   }
 
 
