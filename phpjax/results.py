@@ -102,7 +102,7 @@ def trivial_of(run: Any, name: str) -> Tree:
     benchmark, info = BENCHMARKS[name], run.experiment.infos[name]
     train = benchmark.train_labels(labels_of(run, name, "train"))
     found = {
-      split: benchmark.trivial(train, benchmark.test_labels(labels_of(run, name, split)), info)
+      split: benchmark.trivial(train, benchmark.test_labels(scored_labels(run, name, split)), info)
       for split in dict.fromkeys((run.selection_split(name), *run.evaluation_splits))
       if split in run.used_splits(name)
     }
@@ -132,6 +132,18 @@ def statement(run: Any, name: str, split: str, scores: dict[str, float], scored:
     + f" percent; {scored} of {len(records)} rows scored, {clips - left_out} of {clips} clips read; "
     + f"trivial predictor: {trivial['name']}; protocol: {told}"
   )
+
+
+def scored_labels(run: Any, name: str, split: str) -> Iterator[Tree]:
+  """What the trivial predictor of a task is chosen on: `labels_of` a split; of a growing label set, of all tasks of the run
+  that have such a split, with the task's `place` and whether it is the `own` one."""
+  if not BENCHMARKS[name].task.growing:
+    yield from labels_of(run, name, split)
+    return
+  rivals = [other for other in run.names if BENCHMARKS[other].task.growing]
+  for place, other in enumerate(rivals):
+    if split in run.used_splits(other):
+      yield from ({**row, "place": place, "own": other == name} for row in labels_of(run, other, split))
 
 
 def labels_of(run: Any, name: str, split: str) -> Iterator[Tree]:

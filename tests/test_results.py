@@ -39,12 +39,21 @@ class Told:
 class FakeRun:
   """What phpjax.results reads of a run; a new one is a process that has read nothing yet."""
 
-  def __init__(self, root: pathlib.Path, folder: pathlib.Path, *, policy: str = "skip", eval_batch_size: int = 2) -> None:
-    self.names, self.folder, self.progress = list(BENCHMARKS), folder, Told()
-    self.datasets = {name: benchmark.dataset(root) for name, benchmark in BENCHMARKS.items()}
+  def __init__(
+    self,
+    root: pathlib.Path,
+    folder: pathlib.Path,
+    *,
+    policy: str = "skip",
+    eval_batch_size: int = 2,
+    names: tuple[str, ...] = tuple(BENCHMARKS),
+    **changes: int,
+  ) -> None:
+    self.names, self.folder, self.progress = list(names), folder, Told()
     views = {"questions_per_clip": 2, "labelled_seconds_only": True}
-    data = {"num_threads": 2, "toybox": "", "evaluation_split": "test", **views}
+    data = {"num_threads": 2, "toybox": "", "evaluation_split": "test", **views, **changes}
     self.config = ConfigDict({"eval_batch_size": eval_batch_size, "data": data, "protocol": {"avvp": "released"}})
+    self.datasets = {name: BENCHMARKS[name].open(root, self.config.data) for name in names}
     self.stop, self.should_stop = False, lambda: False
     self.history, self.learned = {"trivial": {}, "evaluated": {}, "validation": {}}, {}
     self.evaluation_splits, self.decoded, self.data_identity = EVALUATED, [], {"ave train": "2 rows, 0123456789ab"}
@@ -186,6 +195,24 @@ def test_trivial_predictors_are_found_once_and_on_every_evaluated_split(whole, t
   for name, splits in found.items():
     for split in splits.values():
       assert set(BENCHMARKS[name].shown("released")) <= set(split["scores"]) and split["name"]
+
+
+@pytest.fixture
+def classes(tmp_path):
+  """A run of Tux-21 on fabricated stamps: 6 classes in 3 tasks, of which it learns the second and the first."""
+  for at, name in enumerate(("clothes", "food/fruit", "household", "sports", "town", "space/planets")):
+    fabricate.make_tux21(tmp_path / "stamps", classes=(name,), pictures=8 + 4 * (at % 4))
+  names, changes = ("tux21_2", "tux21_1"), {"num_class_tasks": 3, "class_seed": 0}
+  return FakeRun(tmp_path, tmp_path, policy="error", names=names, **changes)
+
+
+def test_the_trivial_predictor_of_a_growing_label_set_is_one_class_for_all_tasks_of_the_run(classes):
+  rows = {name: [data.class_of(record) for record in data.records("test")] for name, data in classes.datasets.items()}
+  assert list(map(len, rows.values())) == [5, 9] and rows["tux21_1"].count("sports") == 5, "which is most of all 14"
+  assert classes.datasets["tux21_1"].classes == ("household", "sports")
+  found = {name: results.trivial_of(classes, name)["test"] for name in classes.names}
+  assert {one["name"] for one in found.values()} == {"class 2 of task 2 for the clips of all tasks"}
+  assert {name: one["scores"]["accuracy"] for name, one in found.items()} == {"tux21_2": 0, "tux21_1": 5 / 9}
 
 
 def test_which_split_chose_the_model_is_said(whole, tmp_path):
