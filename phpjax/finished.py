@@ -36,6 +36,8 @@ NUMBERS = (
   "bwt",
   "routing",
   "oracle",
+  "pooled_last",
+  "pooled_average",
   "trainable_parameters",
   "frozen_parameters",
   "peak_memory_bytes",
@@ -56,7 +58,7 @@ class Finished:
     tasks: in the order in which they were learned.
     matrix: float64 [K, T], NaN where there is no score; the last row is whole.
     final: {"matrix" or "unseen": {task: last score}}; the second only where the data has such a set.
-    trivial: the same of the best predictor that never looks at a clip.
+    trivial: the same of the best predictor that never looks at a clip; {"pooled": {"last": ...}} where the label set grows.
     curve: mean accuracy after each task [T]; None where rows of the matrix are not whole.
     numbers: {name of NUMBERS: value, None where it is not known}.
     scores: {"SPLIT/AFTER/TASK/METRIC": value} of every evaluation.
@@ -229,7 +231,8 @@ def _trivial(results: Tree) -> dict[str, dict[str, float]]:
   """As `Finished.trivial`, of what stands there."""
   elsewhere, metric = results.get("trivial_predictor_elsewhere", {}), results["metric"]
   unseen = {task: found["unseen"]["scores"].get(metric[task]) for task, found in elsewhere.items() if "unseen" in found}
-  kinds = {"matrix": results.get("trivial", {}), "unseen": unseen}
+  pooled = {"last": results.get("pooled", {}).get("trivial")}
+  kinds = {"matrix": results.get("trivial", {}), "unseen": unseen, "pooled": pooled}
   numbers = {kind: {task: number(score) for task, score in found.items()} for kind, found in kinds.items()}
   return {kind: {task: score for task, score in found.items() if score is not None} for kind, found in numbers.items()}
 
@@ -241,14 +244,17 @@ def _numbers(
   summary = continual.summarise(matrix) if curve is not None else {}
   parameters = results.get("parameters", {})
   trainable = [number(parameters.get("shared")), *map(number, parameters.get("per_task", {}).values())]
+  pooled = results.get("pooled", {})
   if results.get("joint"):  # one model fills all rows: nothing that comes after another
-    summary = {"forgetting": None, "bwt": None}
+    summary, pooled = {"forgetting": None, "bwt": None}, {"last": pooled.get("last")}
   found = {
     "mean_accuracy": float(matrix[-1].mean()),
     "forgetting": summary.get("forgetting", number(results.get("forgetting"))),
     "bwt": summary.get("bwt", number(results.get("bwt"))),
     "routing": _last_row(results.get("routing")),
     "oracle": _last_row(results.get("oracle")),
+    "pooled_last": number(pooled.get("last")),
+    "pooled_average": number(pooled.get("average")),
     "trainable_parameters": None if None in trainable else sum(trainable),
     "frozen_parameters": number(parameters.get("frozen")),
     "peak_memory_bytes": number(results.get("peak_memory_bytes")),

@@ -9,7 +9,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,8 +48,9 @@ def assemble(run: Any) -> Tree:
   """The content of results.json."""
   config, names, history = run.config, run.names, run.history
   summary = continual.summarise(history["matrix"])
-  trivial = {name: trivial_of(run, name) for name in names}
+  found = {name: trivial_of(run, name) for name in names}
   matrix_split, *others = run.evaluation_splits
+  trivial = {name: splits[matrix_split]["scores"][BENCHMARKS[name].main] for name, splits in found.items()}
   return {
     "method": config.method.name,
     "joint": run.experiment.method.joint,  # then all rows of the matrix are those of one model, which learned all tasks at once
@@ -62,9 +63,10 @@ def assemble(run: Any) -> Tree:
     "summary": summary,
     "per_task": history["per_task"],
     "drift": history["drift"],
-    "trivial": {name: found[matrix_split]["scores"][BENCHMARKS[name].main] for name, found in trivial.items()},
-    "trivial_predictor": {name: found[matrix_split] for name, found in trivial.items()},
-    "trivial_predictor_elsewhere": {name: {s: found[s] for s in others if s in found} for name, found in trivial.items()},
+    **pooled(history, names, matrix_split, trivial),
+    "trivial": trivial,
+    "trivial_predictor": {name: splits[matrix_split] for name, splits in found.items()},
+    "trivial_predictor_elsewhere": {name: {s: splits[s] for s in others if s in splits} for name, splits in found.items()},
     "parameters": parameters(run.experiment, run.params),
     "seed": config.seed,
     "steps": run.position.step,
@@ -94,6 +96,17 @@ def inferred(per_task: Sequence[Tree], names: Sequence[str], split: str) -> Tree
     "routing": matrix(lambda scores, name: scores.get("routing_accuracy", 1.0)),  # one task is no choice
     "oracle": matrix(lambda scores, name: scores.get(f"oracle_{main[name]}", scores[main[name]])),
   }
+
+
+def pooled(history: Tree, names: Sequence[str], split: str, trivial: Mapping[str, float]) -> Tree:
+  """Where all tasks grow one label set: {"pooled"}, as `continual.pooled_accuracy` has it, over the scored clips of a split:
+  "last" and "average" of the "curve" over tasks, and "last" of the trivial predictor."""
+  if not all(BENCHMARKS[name].task.growing for name in names):
+    return {}
+  counts = [history["evaluated"][name][split]["scored_rows"] for name in names]
+  curve = continual.pooled_accuracy(history["matrix"], counts).tolist()
+  trivial_last = float(np.average([trivial[name] for name in names], weights=counts))
+  return {"pooled": {"last": curve[-1], "average": float(np.mean(curve)), "curve": curve, "trivial": trivial_last}}
 
 
 def trivial_of(run: Any, name: str) -> Tree:

@@ -105,6 +105,35 @@ def test_csv_has_a_row_for_each_run_with_all_its_numbers(many):
     assert float(row["trainable_parameters"]) == 146 and row["checkpoint_bytes"] == ""
 
 
+def test_pooled_scores_stand_where_runs_have_them(tmp_path, drawn_once):
+  for seed in (0, 1):
+    fabricated.class_run(tmp_path / "runs" / f"a{seed}", "slda", seed, seed)
+    fabricated.class_run(tmp_path / "runs" / f"b{seed}", "joint", seed, seed, joint=True)
+  old = fabricated.class_results_of("ncm", 0, 0)
+  del old["pooled"]
+  fabricated.write(tmp_path / "runs" / "old", old, fabricated.config_of(old, **{"data.toybox": "", "data.class_seed": 0}))
+  fabricated.run(tmp_path / "others", "php", 0)
+  text, notes = report.write([str(tmp_path / "runs")], tmp_path / "out")
+  header, *rows = markdown_rows(text)
+  found = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+  pooled = {name: [row["pooled last"], row["pooled average"]] for name, row in found.items()}
+  assert notes == [] and pooled.pop("---")
+  assert pooled == {
+    "slda": ["69.5 ± 0.7", "79.5 ± 0.7"],
+    "joint": ["69.5 ± 0.7", "-"],  # one model: there is no curve
+    "ncm": ["-", "-"],
+    "trivial": ["3.0 ± 1.4", "-"],
+  }
+  for name in ("report.html", "comparison.tex", "comparison.md"):
+    assert "pooled average" in (tmp_path / "out" / name).read_text(), name
+  rows = {row["method"]: row for row in csv.DictReader((tmp_path / "out" / "comparison.csv").open())}
+  assert float(rows["slda"]["pooled_last"]) == pytest.approx(0.69) and float(rows["slda"]["trivial/pooled/last"]) == 0.04
+  assert rows["ncm"]["pooled_last"] == rows["joint"]["pooled_average"] == "" != rows["joint"]["pooled_last"]
+  report.write([str(tmp_path / "others")], tmp_path / "out")
+  for path in (tmp_path / "out").iterdir():
+    assert not re.search("pooled[ _](last|average)|routing|oracle", path.read_text(), re.I), path.name
+
+
 def test_one_run_has_no_deviation(tmp_path):
   fabricated.run(tmp_path / "a", "php", 0)
   [setting], _ = compared(tmp_path)

@@ -215,6 +215,18 @@ def test_the_trivial_predictor_of_a_growing_label_set_is_one_class_for_all_tasks
   assert {name: one["scores"]["accuracy"] for name, one in found.items()} == {"tux21_2": 0, "tux21_1": 5 / 9}
 
 
+def test_a_growing_label_set_is_scored_over_all_clips_too(classes):
+  """7 of 10 clips in the end: 2 of 5 and 5 of 5; the weights are the rows that were scored."""
+  evaluated = {name: {"test": {"scored_rows": 5}, "unseen": {"scored_rows": 99}} for name in classes.names}
+  history = {"evaluated": evaluated, "matrix": [[0.8, None], [0.4, 1.0]]}
+  found = results.pooled(history, classes.names, "test", {"tux21_2": 0.0, "tux21_1": 0.6})
+  assert found == {"pooled": {"last": 0.7, "average": 0.75, "curve": [0.8, 0.7], "trivial": 0.3}}
+  evaluated["tux21_1"]["test"]["scored_rows"] = 15
+  found = results.pooled(history, classes.names, "test", {"tux21_2": 0.0, "tux21_1": 0.6})
+  assert found["pooled"]["curve"] == pytest.approx([0.8, 17 / 20]) and found["pooled"]["trivial"] == pytest.approx(9 / 20)
+  assert results.pooled(history, ["tux21_2", "ave"], "test", {}) == {}, "they share no label set"
+
+
 def test_which_split_chose_the_model_is_said(whole, tmp_path):
   run = FakeRun(whole, tmp_path)
   run.learned, run.history["validation"] = {"ave": 1, "avs": 2, "avvp": 3}, {"ave": [0.2, 0.5, 0.5], "avs": [0.5, 0.2, 0.4]}
