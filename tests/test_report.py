@@ -134,6 +134,44 @@ def test_pooled_scores_stand_where_runs_have_them(tmp_path, drawn_once):
     assert not re.search("pooled[ _](last|average)|routing|oracle", path.read_text(), re.I), path.name
 
 
+def test_routing_and_oracle_stand_where_tasks_are_inferred(tmp_path, drawn_once):
+  """The means of the last rows over tasks, and over seeds; a method that needs no choice has none."""
+  for seed in (0, 1):
+    inferred = {"routing": [[1.0, None], [0.5 + 0.1 * seed, 0.7]], "oracle": [[0.9, None], [0.75, 0.25 + 0.3 * seed]]}
+    tasks = {"tasks": ("ave", "avs"), "task_id": "inferred"}
+    fabricated.run(tmp_path / "runs" / f"a{seed}", "php", seed, **tasks, **inferred)
+    fabricated.run(tmp_path / "runs" / f"b{seed}", "slda", seed, **tasks)
+  text, _ = report.write([str(tmp_path / "runs")], tmp_path / "out")
+  header, _, *rows = markdown_rows(text)
+  found = {row[0]: dict(zip(header, row, strict=True)) for row in rows[:3]}
+  assert {name: (row["routing"], row["oracle"]) for name, row in found.items()} == {
+    "php": ("62.5 ± 3.5", "57.5 ± 10.6"), "slda": ("-", "-"), "trivial": ("-", "-")
+  }  # fmt: skip
+  assert "\nRouting: clips whose task was found" in text and "\nOracle: scores if the task were given" in text
+  rows = {row["workdir"][-2:]: row for row in csv.DictReader((tmp_path / "out" / "comparison.csv").open())}
+  assert [float(rows[run]["routing"]) for run in ("a0", "a1")] == pytest.approx([0.6, 0.65])
+  assert {rows[run][column] for run in ("b0", "b1") for column in ("routing", "oracle")} == {""}
+  for name in ("report.html", "comparison.tex"):
+    assert re.search("(<th [^>]*>|& )routing(</th>)?", (tmp_path / "out" / name).read_text()), name
+
+
+def test_joint_training_forgets_nothing_that_a_number_could_say(tmp_path):
+  """All rows of its matrix are one model's, so that what stands there as forgetting is 0 or chance."""
+  for seed in (0, 1):
+    fabricated.run(tmp_path / f"a{seed}", "joint", seed, joint=True)
+    fabricated.run(tmp_path / f"b{seed}", "php", seed, joint=False)
+  assert finished.read(tmp_path / "a0").results["forgetting"] != 0
+  [setting], _ = compared(tmp_path)
+  table = comparison_tables.scores(setting)
+  rows = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
+  assert (rows["joint"]["forgetting"], rows["joint"]["BWT"]) == ("-", "-") and "±" in rows["joint"]["mean"]
+  assert "±" in rows["php"]["forgetting"] and "±" in rows["php"]["BWT"]
+  cells = {row["method"]: row for row in csv.DictReader(io.StringIO(comparison_tables.csv_text([setting])))}
+  assert cells["joint"]["forgetting"] == cells["joint"]["bwt"] == "" != cells["php"]["forgetting"]
+  [drawn] = [figure for figure in comparison_figures.draw(setting) if figure.caption.startswith("forgetting")]
+  assert drawn.light, "a row without a point"
+
+
 def test_one_run_has_no_deviation(tmp_path):
   fabricated.run(tmp_path / "a", "php", 0)
   [setting], _ = compared(tmp_path)
