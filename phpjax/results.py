@@ -214,18 +214,26 @@ def read(run: Any, source: loader.RandomAccess, title: str) -> Iterator[Tree]:
 
 
 def parameters(experiment: Any, params: Tree) -> Tree:
-  """Counts of scalars: frozen (encoders), shared, per_task and the share of all that is trainable, also as if there were no
-  heads."""
-  frozen, shared = partition.count(params["encoders"]), partition.count(params["shared"])
+  """Counts of scalars: frozen (encoders), shared (what a task of the run uses; the rest, if any, is "unused"), per_task and the
+  share of all that is trainable, also as if there were no heads."""
+  frozen, unused = partition.count(params["encoders"]), unused_scalars(experiment, params)
+  shared = partition.count(params["shared"]) - unused
   per_task = {name: partition.count(tree) for name, tree in params["tasks"].items()}
   share = lambda learned: learned / (frozen + learned)
   return {
     "frozen": frozen,
     "shared": shared,
+    **({"unused": unused} if unused else {}),
     "per_task": per_task,
     "trainable_fraction": share(shared + sum(per_task.values())),
     "trainable_fraction_without_heads": share(shared + sum(partition.count(t["prompts"]) for t in params["tasks"].values())),
   }
+
+
+def unused_scalars(experiment: Any, params: Tree) -> int:
+  """Those of the shared parameters that no task of the run uses."""
+  used = {key for task in experiment.tasks.values() for key in experiment.method.uses(task)}
+  return partition.count({key: tree for key, tree in params["shared"].items() if key not in used})
 
 
 def data_summary(run: Any) -> Tree:
@@ -358,6 +366,8 @@ def dry_run(run: Any, begin: Callable[[Any, str], None]) -> str:
     share = lambda learned: learned / (frozen + learned)
     bare = shared + partition.count(live["task"]["prompts"])
     lines.append(f"  {name:20s}{frozen:14,d}{shared:12,d}{own:14,d}{share(shared + own):12.2%}{share(bare):14.2%}")
+  if unused := unused_scalars(experiment, run.params):
+    lines.append(f"  {'used by no task':20s}{'':14s}{unused:12,d}")
   for stage in run.stages if experiment.method.learns else ():
     begin(run, stage)
     planned[stage] = planned_bytes(run.lower_train(stage).compile())

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from ml_collections import ConfigDict
 
 import phpjax
@@ -352,6 +353,33 @@ def test_an_interrupt_while_drawing_is_no_failed_figure(ending, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     results.finish(run)
   assert not (run.folder / "results.json").exists()
+
+
+def php_on(*names):
+  """(experiment, parameters) of PHP, whose parts for class texts only event tasks use."""
+  made, tasks = small.modules(), {name: small.task(name) for name in names}
+  method = small.php(made)
+  return types.SimpleNamespace(method=method, tasks=tasks), small.params_of(method, tasks, made)
+
+
+def test_shared_parameters_that_no_task_uses_are_counted_apart():
+  (experiment, params), (event, both) = php_on("avs"), php_on("avs", "ave")
+  size = {key: sum(x.size for x in jax.tree.leaves(tree)) for key, tree in params["shared"].items()}
+  found, whole = results.parameters(experiment, params), results.parameters(event, both)
+  assert found["shared"] == size["adapters"] > 0 and found["unused"] == sum(size.values()) - size["adapters"] > 0
+  learned = found["shared"] + found["per_task"]["avs"]
+  assert found["trainable_fraction"] == pytest.approx(learned / (learned + found["frozen"]))
+  assert whole["shared"] == sum(size.values()) and "unused" not in whole
+
+
+@pytest.mark.parametrize("names", [("avs",), ("avs", "ave")])
+def test_a_dry_run_counts_them_apart_too(names):
+  experiment, params = php_on(*names)
+  data = dict.fromkeys(names, types.SimpleNamespace(splits=tuple))
+  run = types.SimpleNamespace(config="", experiment=experiment, datasets=data, params=params, names=names, stages=())
+  lines = [line for line in results.dry_run(run, lambda run, name: None).splitlines() if line.startswith("  used by no task")]
+  unused = results.parameters(experiment, params).get("unused")
+  assert [line.split()[-1] for line in lines] == ([f"{unused:,d}"] if unused else []) and bool(unused) == (len(names) == 1)
 
 
 def test_versions_of_what_is_not_installed_are_none(monkeypatch):
