@@ -133,6 +133,14 @@ def _data(config: ConfigDict) -> Iterator[str]:
       yield str(error)
 
 
+def notes(config: ConfigDict) -> Iterator[str]:
+  """What may be meant and deserves a line."""
+  for family, kind in BENCHMARKS.families.items():
+    count, groups = sum(type(BENCHMARKS[name]) is kind for name in config.tasks), config.data.get("num_class_tasks", 1)
+    if 0 < count < groups:
+      yield f"tasks: {count} of the {groups} groups of classes of {family} (data.num_class_tasks), the others are not learned"
+
+
 def unusable(datasets: Mapping[str, Dataset], config: ConfigDict) -> list[str]:
   """What keeps opened datasets from being trained on and scored: reads every row that the run will use, and no media."""
   found, scored = [], config.data.evaluation_split

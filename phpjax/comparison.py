@@ -1,8 +1,8 @@
 """Which finished runs repeat one another, which may stand in one table, and what the numbers of the repetitions say.
 
 A row (`Group`) holds runs that differ in nothing but their seed: same method, options, order of tasks, settings and encoder
-weights. A table (`Setting`) holds the rows whose scores may be compared: same clips, same split, same metrics. The toybox's
-scenes are the same for all seeds or each seed's own (`data.toybox_seed`); these are two settings.
+weights. A table (`Setting`) holds the rows whose scores may be compared: same clips, same split, same metrics. What a seed
+makes of the data (`finished.DATA_SEEDS`) is the same for all runs or of each run's own seed; these are two settings.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from phpjax.finished import OF_A_SEED, Finished
+from phpjax.finished import DATA_SEEDS, OF_A_SEED, Finished
 
 NAMED = ("method.name", "method.compat", "tasks", *OF_A_SEED)  # stand in a row's name or above the table
 SHOWN = 2  # settings that a row's name holds; all of them stand below the table
@@ -111,10 +111,10 @@ def trivial_stat(seeds: Sequence[Mapping[str, Mapping[str, float]]], kind: str, 
 def compare(runs: Sequence[Finished]) -> tuple[list[Setting], list[str]]:
   """Settings in the order of their first runs, and what a reader has to know, one line each."""
   notes = [f"{run.folder}: {note}" for run in runs for note in run.notes]
-  scenes = _scenes(runs)
+  whose = {what: _whose(runs, what) for what in DATA_SEEDS}
   places: list[tuple[dict[str, Any], list[Finished]]] = []
   for run in runs:
-    place = {**run.place, **({"toybox scenes": scenes[run.folder]} if run.folder in scenes else {})}
+    place = {**run.place, **{what: found[run.folder] for what, found in whose.items() if run.folder in found}}
     fits = (at for at in places if all(at[0].get(what, value) == value for what, value in place.items()))
     if (at := next(fits, None)) is None:
       places.append((place, [run]))
@@ -131,22 +131,23 @@ def compare(runs: Sequence[Finished]) -> tuple[list[Setting], list[str]]:
   return settings, notes
 
 
-def _scenes(runs: Sequence[Finished]) -> dict[Any, str]:
-  """{folder: whose the scenes of a toybox run are}: of one fixed seed, or of each seed's own.
+def _whose(runs: Sequence[Finished], what: str) -> dict[Any, str]:
+  """{folder: whose that part of a run's data is}, of the runs that have it: of one fixed seed, or of each seed's own.
 
   A run whose two seeds are equal could be either: the other runs decide, first those that it repeats.
   """
-  toybox = [run for run in runs if run.toybox_seed is not None]
-  fixed = {run.toybox_seed for run in toybox if run.toybox_seed != run.seed}
-  equal = [run for run in toybox if run.toybox_seed == run.seed]
+  drawn = {run.folder: run.data_seeds[what] for run in runs if what in run.data_seeds}
+  those = [run for run in runs if run.folder in drawn]
+  fixed = {drawn[run.folder] for run in those if drawn[run.folder] != run.seed}
+  equal = [run for run in those if drawn[run.folder] == run.seed]
   seeds = {run.identity: set[int]() for run in equal}
   for run in equal:
     seeds[run.identity].add(run.seed)
   several = {identity for identity, found in seeds.items() if len(found) > 1}
   found = {}
-  for run in toybox:
-    own = run.toybox_seed == run.seed and (run.identity in several or (several and run.toybox_seed not in fixed))
-    found[run.folder] = OWN if own else f"of seed {run.toybox_seed}"
+  for run in those:
+    own = drawn[run.folder] == run.seed and (run.identity in several or (several and run.seed not in fixed))
+    found[run.folder] = OWN if own else f"of seed {drawn[run.folder]}"
   return found
 
 
@@ -163,7 +164,7 @@ def _groups(runs: Sequence[Finished]) -> tuple[list[list[Finished]], list[str]]:
 
 def _title(place: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> str:
   """What a table is about: the data and the split, and what tells it from the other tables."""
-  shown = {"data": "", "toybox scenes": "scenes ", "evaluated on": "evaluated on "}
+  shown = {"data": "", **{what: f"{what} " for what in DATA_SEEDS}, "evaluated on": "evaluated on "}
   parts = [f"{words}{place[what]}" for what, words in shown.items() if what in place]
   differs = lambda what: any(other.get(what, place[what]) != place[what] for other in others)
   differ = [what for what in place if what not in shown and differs(what)]
@@ -236,9 +237,9 @@ def _labels(groups: Sequence[Sequence[Finished]], fields: Sequence[Mapping[str, 
 
 def _trivial(groups: Sequence[Group]) -> tuple[tuple[str, list[dict[str, dict[str, float]]]], ...]:
   """The trivial predictors' scores, once for each seed of the data; apart where rows have other ones on the same data."""
-  kinds: dict[str, dict[int | None, dict[str, dict[str, float]]]] = {}  # by the first row that each is of
+  kinds: dict[str, dict[tuple[int, ...], dict[str, dict[str, float]]]] = {}  # by the first row that each is of
   for group in groups:
-    mine = {run.toybox_seed: run.trivial for run in group.runs}
+    mine = {tuple(run.data_seeds.values()): run.trivial for run in group.runs}
     fits = (seeds for seeds in kinds.values() if all(_agree(seeds.get(seed, {}), scores) for seed, scores in mine.items()))
     if (seeds := next(fits, None)) is None:
       seeds = kinds[group.label] = {}

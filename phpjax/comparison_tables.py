@@ -15,14 +15,20 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from phpjax.comparison import Group, Setting, Stat, trivial_stat
-from phpjax.finished import NUMBERS, Finished
+from phpjax.finished import DATA_SEEDS, NUMBERS, Finished
 
 LONGEST = 120  # characters of a text from a workdir
 NONE = "-"
+# Header, number, what it is: columns that are there only if a run has them, where tasks are inferred or grow one label set.
+SOME: tuple[tuple[str, str, str], ...] = (
+  ("routing", "routing", "clips whose task was found, of the last row, mean over tasks"),
+  ("oracle", "oracle", "scores if the task were given, likewise"),
+  ("pooled last", "pooled_last", "accuracy over the clips of all tasks after the last one"),
+  ("pooled average", "pooled_average", "mean over steps of the accuracy over the clips of the tasks so far"),
+)
 # Beside the scores: what a row's column says and how its number is written. Trainable: prompts, heads and shared parameters of
 # all tasks. Memory: the process at its largest. Clips/s: median over logged training steps, compiling ones and waiting for data
 # included. Checkpoint: what must be kept to open the model, without encoders and optimizer.
-ROUTING = (("routing", "routing"), ("oracle", "oracle"))  # column, number of a run: where tasks are inferred
 COSTS: tuple[tuple[str, str, float, int | None], ...] = (  # header, number, unit, decimals (None: three digits that count)
   ("trainable", "trainable_parameters", 1, 0),
   ("memory, GB", "peak_memory_bytes", 1e9, None),
@@ -89,11 +95,14 @@ def percent(stat: Stat, runs: int | None = None) -> str:
 
 def scores(setting: Setting) -> Table:
   """Method x task: the last row of the matrix in percent, forgetting, BWT and costs."""
-  routed = ROUTING if any(group.number(name).n for group in setting.groups for _, name in ROUTING) else ()
-  header = ("method", "n", *setting.tasks, "mean", "forgetting", "BWT", *(what for what, _ in routed), *(c[0] for c in COSTS))
-  rows = [_scores_row(setting, group, routed) for group in setting.groups]
+  some = [column for column in SOME if any(group.number(column[1]).n for group in setting.groups)]
+  header = ("method", "n", *setting.tasks, "mean", "forgetting", "BWT", *(c[0] for c in some), *(c[0] for c in COSTS))
+  rows = [_scores_row(setting, group, [name for _, name, _ in some]) for group in setting.groups]
   for label, seeds in setting.trivial:
-    rows.append(_trivial_row(setting, label, seeds, "matrix", len(header)))
+    row = _trivial_row(setting, label, seeds, "matrix", len(header))
+    if "pooled last" in header:
+      row[header.index("pooled last")] = percent(trivial_stat(seeds, "pooled", (), "last"))
+    rows.append(row)
   metrics = ", ".join(f"{task} {setting.metric[task]}" for task in setting.tasks)
   notes = (
     f"Percent after the last task: {metrics}. Mean: over the tasks of the row.",
@@ -103,19 +112,16 @@ def scores(setting: Setting) -> Table:
     "Trainable: parameters that learn, of all tasks. Memory: largest size of the process. Clips/s: training, median over "
     "logged steps. Checkpoint: what must be kept to open the model, without encoders and optimizer.",
     "Trivial: the best predictor that never looks at a clip.",
-    *(
-      ["Routing: clips whose task was found, oracle: scores if it were given, both of the last row, means over tasks."]
-      * bool(routed)
-    ),
+    *(f"{header.capitalize()}: {words}." for header, _, words in some),
   )
   table = _table(setting.title, header, rows, notes, len(setting.groups))
   return dataclasses.replace(table, split=len(header) - len(COSTS))
 
 
-def _scores_row(setting: Setting, group: Group, routed: Sequence[tuple[str, str]]) -> list[str]:
+def _scores_row(setting: Setting, group: Group, some: Sequence[str]) -> list[str]:
   n = len(group.runs)
   tasks = [percent(group.score(task), n) if task in group.runs[0].tasks else NONE for task in setting.tasks]
-  whole = [percent(group.number(name), n) for name in ("mean_accuracy", "forgetting", "bwt", *(name for _, name in routed))]
+  whole = [percent(group.number(name), n) for name in ("mean_accuracy", "forgetting", "bwt", *some)]
   costs = [written(group.number(name), unit, decimals, n) for _, name, unit, decimals in COSTS]
   return [group.label, str(n), *tasks, *whole, *costs]
 
@@ -265,8 +271,10 @@ def csv_text(settings: Sequence[Setting]) -> str:
     for group in setting.groups
     for run in group.runs
   ]
+  absent = {name for _, name, _ in SOME if all(row[name] is None for row in rows)}
+  columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in absent]
   out = io.StringIO()
-  writer = csv.DictWriter(out, list(dict.fromkeys(key for row in rows for key in row)), restval="", lineterminator="\n")
+  writer = csv.DictWriter(out, columns, restval="", extrasaction="ignore", lineterminator="\n")
   writer.writeheader()
   writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
   return out.getvalue()
@@ -276,7 +284,8 @@ def _numbers_of(run: Finished) -> dict[str, Any]:
   """{column: value}; `last/SPLIT/TASK`, `matrix/AFTER/TASK`, `score/SPLIT/AFTER/TASK/METRIC` in [0, 1]."""
   found: dict[str, Any] = {
     "workdir": str(run.folder), "method": run.method, "compat": run.compat, "order": " ".join(run.tasks), "seed": run.seed,
-    "toybox_seed": run.toybox_seed, **{name: run.numbers[name] for name in NUMBERS},
+    **{field.removeprefix("data."): run.data_seeds.get(what) for what, field in DATA_SEEDS.items()},
+    **{name: run.numbers[name] for name in NUMBERS},
   }  # fmt: skip
   split = str(run.place.get("evaluated on", "matrix"))
   for kind, scored in run.final.items():

@@ -13,19 +13,22 @@ import os
 import pathlib
 import stat
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from phpjax import checkpoint, logs, manifest, workdir
 from phpjax.errors import UserError
-from phpjax.metrics import continual
+from phpjax.metrics import classes, continual
 
 Tree = dict[str, Any]
 DEPTH = 6  # folders between one that is given and the workdirs below it
 WRONG = (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError, ValueError)
-OF_A_SEED = ("seed", "data.toybox_seed")  # what repetitions of a run may differ in
+# What a seed of its own makes of the data -> the field of that seed: the toybox's scenes; of class-incremental tasks who is in
+# which, and what else a benchmark draws with it.
+DATA_SEEDS = {"scenes": "data.toybox_seed", "classes": "data.class_seed"}
+OF_A_SEED = ("seed", *DATA_SEEDS.values())  # what repetitions of a run may differ in
 # Of a run, in this order in comparison.csv. Scores in [0, 1]; bytes; seconds.
 NUMBERS = (
   "mean_accuracy",
@@ -33,6 +36,8 @@ NUMBERS = (
   "bwt",
   "routing",
   "oracle",
+  "pooled_last",
+  "pooled_average",
   "trainable_parameters",
   "frozen_parameters",
   "peak_memory_bytes",
@@ -53,13 +58,14 @@ class Finished:
     tasks: in the order in which they were learned.
     matrix: float64 [K, T], NaN where there is no score; the last row is whole.
     final: {"matrix" or "unseen": {task: last score}}; the second only where the data has such a set.
-    trivial: the same of the best predictor that never looks at a clip.
+    trivial: the same of the best predictor that never looks at a clip; {"pooled": {"last": ...}} where the label set grows.
     curve: mean accuracy after each task [T]; None where rows of the matrix are not whole.
     numbers: {name of NUMBERS: value, None where it is not known}.
     scores: {"SPLIT/AFTER/TASK/METRIC": value} of every evaluation.
     rates: {task: median of the logged examples_per_s}.
     settings: {dotted field: value} that decide the result; empty without a config.json.
-    place: {what: value} that makes scores comparable, but for the toybox's scenes: data, split, metrics, what was left out.
+    data_seeds: {what of DATA_SEEDS: seed} of the parts of the data that a seed made; none without a config.json.
+    place: {what: value} that makes scores comparable, but for `data_seeds`: data, split, metrics, what was left out.
     weights: {encoder: name and the first digits of its sha256}.
     versions: {what: version} of what it ran with.
     notes: what is odd about it.
@@ -76,6 +82,7 @@ class Finished:
   scores: dict[str, float | None]
   rates: dict[str, float]
   settings: Tree
+  data_seeds: dict[str, int]
   place: dict[str, Any]
   weights: dict[str, str]
   versions: dict[str, str]
@@ -97,13 +104,8 @@ class Finished:
     return self.results["seed"]
 
   @property
-  def toybox_seed(self) -> int | None:
-    """Of the composed scenes; None for the user's own data, or where no config says it."""
-    return self.settings.get("data.toybox_seed") if self.settings.get("data.toybox") else None
-
-  @property
   def identity(self) -> str:
-    """What all repetitions of a run share, but for the toybox's scenes."""
+    """What all repetitions of a run share, but for what a seed made of their data."""
     chosen = {field: value for field, value in self.settings.items() if field not in OF_A_SEED}
     shared = (self.method, self.compat, self.results.get("task_id"), self.tasks, self.weights, chosen)
     return json.dumps(shared, sort_keys=True)
@@ -173,8 +175,12 @@ def _finished(folder: pathlib.Path, results: Tree, config: Tree) -> Finished:
   if (matrix < 0).any() or (matrix > 1).any():
     raise UserError(f"{folder / workdir.RESULTS} has scores outside [0, 1]")
   settings, meta, rates = workdir.decisive(config), _meta(folder), _rates(folder)
-  if settings.get("data.toybox") and not isinstance(settings.get("data.toybox_seed"), int):
-    raise UserError(f"{folder / workdir.CONFIG} has no data.toybox_seed")
+  scores = {
+    f"{one['split']}/{one['after']}/{one['task']}/{name}": number(score)
+    for one in results.get("per_task", ())
+    for name, score in one["scores"].items()
+  }
+  seeds = _data_seeds(folder, settings, scores)
   curve = continual.average_accuracy(matrix) if len(matrix) == len(tasks) and _whole(matrix) else None
   return Finished(
     folder=folder,
@@ -185,14 +191,11 @@ def _finished(folder: pathlib.Path, results: Tree, config: Tree) -> Finished:
     trivial=_trivial(results),
     curve=curve,
     numbers=_numbers(folder, results, matrix, curve, meta, [rate for of_task in rates.values() for rate in of_task]),
-    scores={
-      f"{one['split']}/{one['after']}/{one['task']}/{name}": number(score)
-      for one in results.get("per_task", ())
-      for name, score in one["scores"].items()
-    },
+    scores=scores,
     rates={task: statistics.median(found) for task, found in rates.items()},
     settings=settings,
-    place=_place(results, config, meta),
+    data_seeds=seeds,
+    place=_place(results, config, meta, seeds),
     weights={str(name): _drawn(w["name"], w["sha256"], results["seed"]) for name, w in results["weights"].items()},
     versions={what: str(version) for what, version in results.get("versions", {}).items()},
     notes=_notes(results, matrix, config),
@@ -228,7 +231,8 @@ def _trivial(results: Tree) -> dict[str, dict[str, float]]:
   """As `Finished.trivial`, of what stands there."""
   elsewhere, metric = results.get("trivial_predictor_elsewhere", {}), results["metric"]
   unseen = {task: found["unseen"]["scores"].get(metric[task]) for task, found in elsewhere.items() if "unseen" in found}
-  kinds = {"matrix": results.get("trivial", {}), "unseen": unseen}
+  pooled = {"last": results.get("pooled", {}).get("trivial")}
+  kinds = {"matrix": results.get("trivial", {}), "unseen": unseen, "pooled": pooled}
   numbers = {kind: {task: number(score) for task, score in found.items()} for kind, found in kinds.items()}
   return {kind: {task: score for task, score in found.items() if score is not None} for kind, found in numbers.items()}
 
@@ -240,14 +244,17 @@ def _numbers(
   summary = continual.summarise(matrix) if curve is not None else {}
   parameters = results.get("parameters", {})
   trainable = [number(parameters.get("shared")), *map(number, parameters.get("per_task", {}).values())]
+  pooled = results.get("pooled", {})
   if results.get("joint"):  # one model fills all rows: nothing that comes after another
-    summary = {"forgetting": None, "bwt": None}
+    summary, pooled = {"forgetting": None, "bwt": None}, {"last": pooled.get("last")}
   found = {
     "mean_accuracy": float(matrix[-1].mean()),
     "forgetting": summary.get("forgetting", number(results.get("forgetting"))),
     "bwt": summary.get("bwt", number(results.get("bwt"))),
     "routing": _last_row(results.get("routing")),
     "oracle": _last_row(results.get("oracle")),
+    "pooled_last": number(pooled.get("last")),
+    "pooled_average": number(pooled.get("average")),
     "trainable_parameters": None if None in trainable else sum(trainable),
     "frozen_parameters": number(parameters.get("frozen")),
     "peak_memory_bytes": number(results.get("peak_memory_bytes")),
@@ -265,8 +272,22 @@ def _last_row(matrix: Any) -> float | None:
   return None if None in scores else statistics.fmean(scores)
 
 
-def _place(results: Tree, config: Tree, meta: Tree) -> dict[str, Any]:
-  """{what: value} on which runs must agree, where both have it, for their scores to stand in one table."""
+def _data_seeds(folder: pathlib.Path, settings: Tree, scores: Mapping[str, Any]) -> dict[str, int]:
+  """As `Finished.data_seeds`; raises UserError for a seed that is none."""
+  incremental = bool(settings) and any(what.endswith(f"/{classes.WITHIN}") for what in scores)
+  made = {"scenes": settings.get("data.toybox"), "classes": incremental}
+  found = {what: settings.get(field) for what, field in DATA_SEEDS.items() if made[what]}
+  if wrong := [DATA_SEEDS[what] for what, seed in found.items() if not isinstance(seed, int)]:
+    raise UserError(f"{folder / workdir.CONFIG} has no {' and no '.join(wrong)}")
+  return found
+
+
+def _place(results: Tree, config: Tree, meta: Tree, seeds: Mapping[str, int]) -> dict[str, Any]:
+  """{what: value} on which runs must agree, where both have it, for their scores to stand in one table.
+
+  The rows of class-incremental tasks are those of their seeds: runs of the same ones must agree on them.
+  """
+  drawn = f" ({', '.join(f'{what} of seed {seed}' for what, seed in seeds.items())})" if "classes" in seeds else ""
   data, toybox = results.get("data", {}), workdir.flatten(config).get("data.toybox")
   identity = data.get("identity") or meta.get("data") or {}
   place = {"data": data.get("name"), "evaluated on": data.get("evaluation_split")}
@@ -274,12 +295,12 @@ def _place(results: Tree, config: Tree, meta: Tree) -> dict[str, Any]:
   if toybox:  # its ids say nothing beyond its version and its seed
     place["toybox"] = identity.get("toybox")
   else:
-    place |= identity
+    place |= {f"{what}{drawn}": value for what, value in identity.items()}
   for task in results["tasks"]:
     place[f"{task} metric"] = results["metric"][task]
     for what in ("counts", "missing_clips", "bad_clips"):
       splits = data.get(what, {}).get(task, {})
-      place |= {f"{task} {split} {what}": len(n) if isinstance(n, list) else n for split, n in splits.items()}
+      place |= {f"{task} {split} {what}{drawn}": len(n) if isinstance(n, list) else n for split, n in splits.items()}
   return {what: value for what, value in place.items() if value is not None}
 
 

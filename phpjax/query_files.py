@@ -85,7 +85,8 @@ def write(file: pathlib.Path, held: Tree, note: Callable[[str], Any]) -> None:
   except OSError as error:
     note(f"data.query_cache: {file} is not written ({error.strerror or error}); the features are computed again next time")
   finally:
-    temporary.unlink(missing_ok=True)
+    if temporary.exists():
+      temporary.unlink()
 
 
 def _plain(dtype: Any) -> np.dtype:

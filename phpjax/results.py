@@ -9,7 +9,7 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,8 +48,9 @@ def assemble(run: Any) -> Tree:
   """The content of results.json."""
   config, names, history = run.config, run.names, run.history
   summary = continual.summarise(history["matrix"])
-  trivial = {name: trivial_of(run, name) for name in names}
+  found = {name: trivial_of(run, name) for name in names}
   matrix_split, *others = run.evaluation_splits
+  trivial = {name: splits[matrix_split]["scores"][BENCHMARKS[name].main] for name, splits in found.items()}
   return {
     "method": config.method.name,
     "joint": run.experiment.method.joint,  # then all rows of the matrix are those of one model, which learned all tasks at once
@@ -62,9 +63,10 @@ def assemble(run: Any) -> Tree:
     "summary": summary,
     "per_task": history["per_task"],
     "drift": history["drift"],
-    "trivial": {name: found[matrix_split]["scores"][BENCHMARKS[name].main] for name, found in trivial.items()},
-    "trivial_predictor": {name: found[matrix_split] for name, found in trivial.items()},
-    "trivial_predictor_elsewhere": {name: {s: found[s] for s in others if s in found} for name, found in trivial.items()},
+    **pooled(history, names, matrix_split, trivial),
+    "trivial": trivial,
+    "trivial_predictor": {name: splits[matrix_split] for name, splits in found.items()},
+    "trivial_predictor_elsewhere": {name: {s: splits[s] for s in others if s in splits} for name, splits in found.items()},
     "parameters": parameters(run.experiment, run.params),
     "seed": config.seed,
     "steps": run.position.step,
@@ -96,13 +98,24 @@ def inferred(per_task: Sequence[Tree], names: Sequence[str], split: str) -> Tree
   }
 
 
+def pooled(history: Tree, names: Sequence[str], split: str, trivial: Mapping[str, float]) -> Tree:
+  """Where all tasks grow one label set: {"pooled"}, as `continual.pooled_accuracy` has it, over the scored clips of a split:
+  "last" and "average" of the "curve" over tasks, and "last" of the trivial predictor."""
+  if not all(BENCHMARKS[name].task.growing for name in names):
+    return {}
+  counts = [history["evaluated"][name][split]["scored_rows"] for name in names]
+  curve = continual.pooled_accuracy(history["matrix"], counts).tolist()
+  trivial_last = float(np.average([trivial[name] for name in names], weights=counts))
+  return {"pooled": {"last": curve[-1], "average": float(np.mean(curve)), "curve": curve, "trivial": trivial_last}}
+
+
 def trivial_of(run: Any, name: str) -> Tree:
   """{evaluation split: {"name", "scores"} of the best predictor that never looks at a clip}, found once in a run."""
   if name not in run.history["trivial"]:
     benchmark, info = BENCHMARKS[name], run.experiment.infos[name]
     train = benchmark.train_labels(labels_of(run, name, "train"))
     found = {
-      split: benchmark.trivial(train, benchmark.test_labels(labels_of(run, name, split)), info)
+      split: benchmark.trivial(train, benchmark.test_labels(scored_labels(run, name, split)), info)
       for split in dict.fromkeys((run.selection_split(name), *run.evaluation_splits))
       if split in run.used_splits(name)
     }
@@ -132,6 +145,18 @@ def statement(run: Any, name: str, split: str, scores: dict[str, float], scored:
     + f" percent; {scored} of {len(records)} rows scored, {clips - left_out} of {clips} clips read; "
     + f"trivial predictor: {trivial['name']}; protocol: {told}"
   )
+
+
+def scored_labels(run: Any, name: str, split: str) -> Iterator[Tree]:
+  """What the trivial predictor of a task is chosen on: `labels_of` a split; of a growing label set, of all tasks of the run
+  that have such a split, with the task's `place` and whether it is the `own` one."""
+  if not BENCHMARKS[name].task.growing:
+    yield from labels_of(run, name, split)
+    return
+  rivals = [other for other in run.names if BENCHMARKS[other].task.growing]
+  for place, other in enumerate(rivals):
+    if split in run.used_splits(other):
+      yield from ({**row, "place": place, "own": other == name} for row in labels_of(run, other, split))
 
 
 def labels_of(run: Any, name: str, split: str) -> Iterator[Tree]:
@@ -189,18 +214,26 @@ def read(run: Any, source: loader.RandomAccess, title: str) -> Iterator[Tree]:
 
 
 def parameters(experiment: Any, params: Tree) -> Tree:
-  """Counts of scalars: frozen (encoders), shared, per_task and the share of all that is trainable, also as if there were no
-  heads."""
-  frozen, shared = partition.count(params["encoders"]), partition.count(params["shared"])
+  """Counts of scalars: frozen (encoders), shared (what a task of the run uses; the rest, if any, is "unused"), per_task and the
+  share of all that is trainable, also as if there were no heads."""
+  frozen, unused = partition.count(params["encoders"]), unused_scalars(experiment, params)
+  shared = partition.count(params["shared"]) - unused
   per_task = {name: partition.count(tree) for name, tree in params["tasks"].items()}
   share = lambda learned: learned / (frozen + learned)
   return {
     "frozen": frozen,
     "shared": shared,
+    **({"unused": unused} if unused else {}),
     "per_task": per_task,
     "trainable_fraction": share(shared + sum(per_task.values())),
     "trainable_fraction_without_heads": share(shared + sum(partition.count(t["prompts"]) for t in params["tasks"].values())),
   }
+
+
+def unused_scalars(experiment: Any, params: Tree) -> int:
+  """Those of the shared parameters that no task of the run uses."""
+  used = {key for task in experiment.tasks.values() for key in experiment.method.uses(task)}
+  return partition.count({key: tree for key, tree in params["shared"].items() if key not in used})
 
 
 def data_summary(run: Any) -> Tree:
@@ -334,6 +367,8 @@ def dry_run(run: Any, begin: Callable[[Any, str], None]) -> str:
     share = lambda learned: learned / (frozen + learned)
     bare = shared + partition.count(live["task"]["prompts"])
     lines.append(f"  {name:20s}{frozen:14,d}{shared:12,d}{own:14,d}{share(shared + own):12.2%}{share(bare):14.2%}")
+  if unused := unused_scalars(experiment, run.params):
+    lines.append(f"  {'used by no task':20s}{'':14s}{unused:12,d}")
   for stage in run.stages if experiment.method.learns else ():
     begin(run, stage)
     planned[stage] = planned_bytes(run.lower_train(stage).compile())

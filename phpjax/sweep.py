@@ -4,11 +4,13 @@
 
 Workdirs are DIR/NAME_VARIANT/ORDER/seedN, each with the log of its run in log.txt; the comparison, as of phpjax.report, is
 DIR/report. The plan and the hours that it may take are told first. The same command again passes over what is finished and
-continues what is not. A run that fails is named at the end with the last line of its log; the others go on.
+continues what is not. A run that fails is named at the end with the last line of its log; the others go on. What the frozen
+encoders say of the clips lies in DIR/features, for all runs that ask for it.
 
 --orders: `given` (the config's own), `reversed`, or tasks joined by "-" (avs-ave), which may leave some out.
---set=config.opt.head.lr=1e-3 changes a field in all runs; --toybox_seed=same gives each seed scenes of its own. With --jobs=2
-or more each run gets its share of the CPUs; on an accelerator run one at a time.
+--set=config.opt.head.lr=1e-3 changes a field in all runs; --toybox_seed=same gives each seed scenes of its own, and
+--class_seed=same class-incremental tasks of its own. With --jobs=2 or more each run gets its share of the CPUs; on an
+accelerator run one at a time.
 
 Exit codes: 0 all done; 2 a run failed, or wrong arguments; 42 stopped by a signal, the runs have saved (same command again).
 """
@@ -25,12 +27,15 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from phpjax import cli, compat, report, sweep_jobs, workdir
+from phpjax.benchmarks import BENCHMARKS, ClassIncremental
 from phpjax.errors import UserError
 from phpjax.progress import plain_table
 from phpjax.sweep_jobs import DONE, FAILED, WAITING, Job, Pool
 
 MAIN = (sys.executable, "-m", "phpjax.main")
 GIVEN, REVERSED = "given", "reversed"
+FEATURES = "features"  # the folder in which the runs share what the frozen encoders say of the clips (phpjax/query_files.py)
+OWN_SEEDS = ("toybox_seed", "class_seed")  # fields of `data` that may be each run's own seed
 
 
 class Stopped(Exception):
@@ -44,7 +49,7 @@ def plan(
   folder: pathlib.Path,
   *,
   changes: Sequence[str] = (),
-  own_scenes: bool = False,
+  own_seeds: Sequence[str] = (),
 ) -> list[Job]:
   """The runs, the first seed of every experiment first, those that are finished DONE and those that never can be FAILED.
 
@@ -54,7 +59,7 @@ def plan(
     orders: see above.
     folder: holds the workdirs.
     changes: `config.a.b=value`, of all runs.
-    own_scenes: the toybox's seed is the run's.
+    own_seeds: those of OWN_SEEDS that are the run's.
 
   Raises:
     UserError: a config that cannot be read, an unknown order, or two experiments of the same name or with the same tasks.
@@ -64,7 +69,7 @@ def plan(
   problems += [f"seed {seed} is given more than once" for seed in _repeated(seeds)]
   if problems:
     raise UserError("; ".join(problems))
-  shared = [f"--{change}" for change in changes]
+  shared = [f"--config.data.query_cache={folder / FEATURES}", *(f"--{change}" for change in changes)]
   tasks = {config: [tasks_of(order, opened(config, shared)) for order in orders] for config in configs}
   for config, found in tasks.items():
     if same := _repeated(found):
@@ -74,19 +79,22 @@ def plan(
     for place, order in enumerate(orders):
       for name, config in zip(names, configs, strict=True):
         own = [f"--config.seed={seed}"]
-        own += [f"--config.data.toybox_seed={seed}"] if own_scenes else []
+        own += [f"--config.data.{field}={seed}" for field in own_seeds]
         own += [f"--config.tasks={tasks[config][place]!r}"] if order != GIVEN else []
         where = folder / name / order / f"seed{seed}"
         job = Job(name, order, seed, where, (f"--config={config}", *own, *shared, f"--workdir={where}"))
-        look(job, opened(config, [*own, *shared]), own_scenes)
+        look(job, opened(config, [*own, *shared]), own_seeds)
         jobs.append(job)
   return jobs
 
 
-def look(job: Job, config: ConfigDict, own_scenes: bool) -> None:
-  """Sets the state of a job by what lies in its workdir; raises UserError for scenes of its own without the toybox."""
-  if own_scenes and not config.data.toybox:
+def look(job: Job, config: ConfigDict, own_seeds: Sequence[str]) -> None:
+  """Sets the state of a job by what lies in its workdir; raises UserError for a seed of its own that nothing is drawn by."""
+  if "toybox_seed" in own_seeds and not config.data.toybox:
     raise UserError(f"--toybox_seed=same: {job.name} has data of its own, not the toybox's")
+  fixed = [name for name in config.tasks if name not in BENCHMARKS or not isinstance(BENCHMARKS[name], ClassIncremental)]
+  if "class_seed" in own_seeds and fixed:
+    raise UserError(f"--class_seed=same: {job.name} has tasks that are not class-incremental: {', '.join(fixed)}")
   stored, now = job.folder / workdir.CONFIG, workdir.plain(compat.resolve(config))
   try:
     found = workdir.differing(workdir.read_json(stored), now) if stored.is_file() else []
@@ -191,6 +199,7 @@ def main(argv: list[str]) -> None:
   flags.DEFINE_integer("jobs", 1, "Runs at a time.", lower_bound=1, **own)
   flags.DEFINE_multi_string("set", [], "config.a.b=value, a change of all runs; repeat it.", **own)
   flags.DEFINE_enum("toybox_seed", None, ["same"], "same: scenes of each seed's own.", **own)
+  flags.DEFINE_enum("class_seed", None, ["same"], "same: class-incremental tasks of each seed's own.", **own)
   flags.DEFINE_integer("retries", 3, "How often a run that stopped (exit code 42 or 75) is run again.", lower_bound=0, **own)
   flags.DEFINE_bool("dry_run", False, "Print the plan and stop.", **own)
   flags.DEFINE_bool("report", False, "Compare what is finished and stop.", **own)
@@ -206,8 +215,8 @@ def main(argv: list[str]) -> None:
   if values.report:
     return compare(folder)
   seeds = [int(seed) for seed in values.seeds]
-  same = values.toybox_seed is not None
-  jobs = plan(values.config, seeds, values.orders, folder, changes=values.set, own_scenes=same)
+  same = [field for field in OWN_SEEDS if values[field].value]
+  jobs = plan(values.config, seeds, values.orders, folder, changes=values.set, own_seeds=same)
   print(told(jobs, values.jobs), flush=True)
   if not values.dry_run:
     run(jobs, folder, slots=values.jobs, retries=values.retries)

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipelines import DataError
-from phpjax import distributed, nonfinite, optimizer, partition, queries, results, resume, routing, sharding, workdir
+from phpjax import checks, distributed, nonfinite, optimizer, partition, queries, results, resume, routing, sharding, workdir
 from phpjax.errors import UserError
 from phpjax.fisher import squared_gradients
 from phpjax.logs import MetricsLog
@@ -101,7 +101,7 @@ def announce(run: Run, found: bool) -> None:
       doing = f"epoch {at.epoch + 1}, step {at.step + 1}"
     doing = "evaluation" if run.names[at.task] in run.learned else doing
     run.progress.note(f"continuing at task {at.task + 1}/{len(run.names)}, {doing}")
-  for note in run.experiment.method.notes(run.experiment.tasks):
+  for note in (*checks.notes(run.config), *run.experiment.method.notes(run.experiment.tasks)):
     run.progress.note(note)
   run.progress.start(sum(costs), done)
 

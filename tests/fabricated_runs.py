@@ -77,6 +77,26 @@ def results_of(method: str, seed: int, tasks: tuple[str, ...] = TASKS, **changes
   }
 
 
+def class_results_of(method: str, seed: int, class_seed: int, num_tasks: int = 3, **changes: Any) -> dict[str, Any]:
+  """The same of class-incremental tasks, whose rows and their number are those of the class seed."""
+  tasks = tuple(f"tux21_{at + 1}" for at in range(num_tasks))
+  found = results_of(method, seed, tasks, unseen=[], trivial_predictor_elsewhere={}, task_id="inferred")
+  for one in found["per_task"]:
+    one["scores"] = {**one["scores"], "accuracy_within_task": 0.75}
+  rows = {task: {"train": 40 + class_seed, "test": 10 + (class_seed + at) % 5} for at, task in enumerate(tasks)}
+  found["data"] |= {"name": "user", "counts": rows, "missing_clips": {}, "bad_clips": {}}
+  found["data"]["identity"] = {f"{task} test": f"{rows[task]['test']} rows, {at}{class_seed}" for at, task in enumerate(tasks)}
+  curve = [0.9 - 0.1 * at - 0.01 * seed for at in range(num_tasks)]
+  pooled = {"last": curve[-1], "average": sum(curve) / num_tasks, "curve": curve, "trivial": 0.02 * (class_seed + 1)}
+  return {**found, "trivial": {task: 0.01 * (class_seed + 1) for task in tasks}, "pooled": pooled, **changes}
+
+
+def class_run(folder: pathlib.Path, method: str, seed: int, class_seed: int, **changes: Any) -> pathlib.Path:
+  """A whole workdir of a class-incremental run."""
+  results = class_results_of(method, seed, class_seed, **changes)
+  return write(folder, results, config_of(results, **{"data.toybox": "", "data.class_seed": class_seed}))
+
+
 def config_of(results: dict[str, Any], toybox_seed: int | None = None, **changes: Any) -> dict[str, Any]:
   """The config.json of a run with these results; `changes` are {"a.b": value}."""
   seed = results["seed"]

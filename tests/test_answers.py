@@ -156,9 +156,15 @@ def test_the_metric_by_hand():
   assert metric.evaluate(scores, label, place, mask=np.array([1, 0, 0, 1]))["accuracy"] == 1
 
 
-def test_the_trivial_answer_is_the_most_frequent_class():
-  name, scores = metric.trivial(np.array([2, 2, 0, 1, 2]), num_classes=3)
-  assert name == "class 2, told the task" and scores["accuracy"] == 3 / 5
+def test_the_trivial_answer_is_one_class_for_all_tasks():
+  """Class 2 of the second task, 3 of its 4 clips and of 9 in all, though the first task has 2 of its 3 in one class."""
+  label, place = np.array([1, 2, 0, 2, 1, 2, 0, 1, 2]), np.array([0, 1, 2, 1, 0, 1, 1, 2, 0])
+  own = [metric.trivial(label, place, place == at) for at in range(3)]
+  assert {name for name, _ in own} == {"class 3 of task 2 for the clips of all tasks"}
+  assert own[1][1] == {"accuracy": 3 / 4, "task_accuracy": 1, "accuracy_within_task": 3 / 4}
+  assert own[0][1] == own[2][1] == {"accuracy": 0, "task_accuracy": 0, "accuracy_within_task": 0}
+  mask = np.array([1, 0, 1, 0, 1, 1, 0, 1, 0])
+  assert metric.trivial(label, place, place == 0, mask=mask)[1]["accuracy"] == 1, "two of the clips that are left"
 
 
 # -- what LwF holds an earlier task to ----------------------------------------------------------------------------

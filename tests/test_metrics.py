@@ -335,6 +335,38 @@ def test_incomplete_matrices_are_refused(matrix):
     continual.summarise(matrix)
 
 
+def test_pooled_accuracy_is_that_of_all_clips_at_once():
+  """Hits of single clips, as a protocol counts them, against the matrix of the same hits."""
+  rng = np.random.default_rng(3)
+  task = np.repeat([0, 1, 2, 3], [2, 9, 4, 1])
+  hits = rng.random((4, len(task))) < 0.6
+  matrix = [[hits[k, task == j].mean() if j <= k else None for j in range(4)] for k in range(4)]
+  found = continual.pooled_accuracy(matrix, [2, 9, 4, 1])
+  assert found == pytest.approx([hits[k, task <= k].mean() for k in range(4)], abs=1e-12)
+  assert found[-1] == pytest.approx(hits[-1].mean()) != pytest.approx(continual.average_accuracy(matrix)[-1], abs=0.01)
+  assert continual.pooled_accuracy(matrix[:2], [2, 9, 4, 1]) == pytest.approx(found[:2]), "an unfinished sequence"
+  same = continual.pooled_accuracy(matrix, [5] * 4)
+  assert same == pytest.approx(continual.average_accuracy(matrix)), "tasks of equal size"
+
+
+@pytest.mark.parametrize("counts", [[3], [3, 4, 5], [3, 0], [3, float("nan")]])
+def test_pooling_needs_the_clips_of_each_task(counts):
+  with pytest.raises(ValueError, match="pooling 2 tasks needs the number of clips of each"):
+    continual.pooled_accuracy([[0.5, None], [0.4, 0.6]], counts)
+
+
+def protocol_forgetting(matrix: list[list[float]]) -> float:
+  """As Tux-21's baselines count it: the last score is among the best."""
+  return float(np.mean([max(row[j] for row in matrix[j:]) - matrix[-1][j] for j in range(len(matrix) - 1)]))
+
+
+def test_forgetting_is_that_of_tux21_but_for_tasks_that_gain_in_the_last_step():
+  fading = [[0.9, None, None], [0.5, 0.8, None], [0.5, 0.6, 0.9]]
+  assert continual.forgetting(fading)[-1] == pytest.approx(protocol_forgetting(fading)) == pytest.approx(0.3)
+  gaining = [[0.9, None, None], [0.5, 0.8, None], [1.0, 0.6, 0.9]]
+  assert protocol_forgetting(gaining) == pytest.approx(0.1) and continual.forgetting(gaining)[-1] == pytest.approx(0.05)
+
+
 def test_fwt_needs_the_scores_ahead():
   with pytest.raises(ValueError, match="just before it is learned"):
     continual.fwt([[0.5, None], [0.4, 0.6]], [0.1, 0.1])

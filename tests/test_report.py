@@ -105,6 +105,73 @@ def test_csv_has_a_row_for_each_run_with_all_its_numbers(many):
     assert float(row["trainable_parameters"]) == 146 and row["checkpoint_bytes"] == ""
 
 
+def test_pooled_scores_stand_where_runs_have_them(tmp_path, drawn_once):
+  for seed in (0, 1):
+    fabricated.class_run(tmp_path / "runs" / f"a{seed}", "slda", seed, seed)
+    fabricated.class_run(tmp_path / "runs" / f"b{seed}", "joint", seed, seed, joint=True)
+  old = fabricated.class_results_of("ncm", 0, 0)
+  del old["pooled"]
+  fabricated.write(tmp_path / "runs" / "old", old, fabricated.config_of(old, **{"data.toybox": "", "data.class_seed": 0}))
+  fabricated.run(tmp_path / "others", "php", 0)
+  text, notes = report.write([str(tmp_path / "runs")], tmp_path / "out")
+  header, *rows = markdown_rows(text)
+  found = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+  pooled = {name: [row["pooled last"], row["pooled average"]] for name, row in found.items()}
+  assert notes == [] and pooled.pop("---")
+  assert pooled == {
+    "slda": ["69.5 ± 0.7", "79.5 ± 0.7"],
+    "joint": ["69.5 ± 0.7", "-"],  # one model: there is no curve
+    "ncm": ["-", "-"],
+    "trivial": ["3.0 ± 1.4", "-"],
+  }
+  for name in ("report.html", "comparison.tex", "comparison.md"):
+    assert "pooled average" in (tmp_path / "out" / name).read_text(), name
+  rows = {row["method"]: row for row in csv.DictReader((tmp_path / "out" / "comparison.csv").open())}
+  assert float(rows["slda"]["pooled_last"]) == pytest.approx(0.69) and float(rows["slda"]["trivial/pooled/last"]) == 0.04
+  assert rows["ncm"]["pooled_last"] == rows["joint"]["pooled_average"] == "" != rows["joint"]["pooled_last"]
+  report.write([str(tmp_path / "others")], tmp_path / "out")
+  for path in (tmp_path / "out").iterdir():
+    assert not re.search("pooled[ _](last|average)|routing|oracle", path.read_text(), re.I), path.name
+
+
+def test_routing_and_oracle_stand_where_tasks_are_inferred(tmp_path, drawn_once):
+  """The means of the last rows over tasks, and over seeds; a method that needs no choice has none."""
+  for seed in (0, 1):
+    inferred = {"routing": [[1.0, None], [0.5 + 0.1 * seed, 0.7]], "oracle": [[0.9, None], [0.75, 0.25 + 0.3 * seed]]}
+    tasks = {"tasks": ("ave", "avs"), "task_id": "inferred"}
+    fabricated.run(tmp_path / "runs" / f"a{seed}", "php", seed, **tasks, **inferred)
+    fabricated.run(tmp_path / "runs" / f"b{seed}", "slda", seed, **tasks)
+  text, _ = report.write([str(tmp_path / "runs")], tmp_path / "out")
+  header, _, *rows = markdown_rows(text)
+  found = {row[0]: dict(zip(header, row, strict=True)) for row in rows[:3]}
+  assert {name: (row["routing"], row["oracle"]) for name, row in found.items()} == {
+    "php": ("62.5 ± 3.5", "57.5 ± 10.6"), "slda": ("-", "-"), "trivial": ("-", "-")
+  }  # fmt: skip
+  assert "\nRouting: clips whose task was found" in text and "\nOracle: scores if the task were given" in text
+  rows = {row["workdir"][-2:]: row for row in csv.DictReader((tmp_path / "out" / "comparison.csv").open())}
+  assert [float(rows[run]["routing"]) for run in ("a0", "a1")] == pytest.approx([0.6, 0.65])
+  assert {rows[run][column] for run in ("b0", "b1") for column in ("routing", "oracle")} == {""}
+  for name in ("report.html", "comparison.tex"):
+    assert re.search("(<th [^>]*>|& )routing(</th>)?", (tmp_path / "out" / name).read_text()), name
+
+
+def test_joint_training_forgets_nothing_that_a_number_could_say(tmp_path):
+  """All rows of its matrix are one model's, so that what stands there as forgetting is 0 or chance."""
+  for seed in (0, 1):
+    fabricated.run(tmp_path / f"a{seed}", "joint", seed, joint=True)
+    fabricated.run(tmp_path / f"b{seed}", "php", seed, joint=False)
+  assert finished.read(tmp_path / "a0").results["forgetting"] != 0
+  [setting], _ = compared(tmp_path)
+  table = comparison_tables.scores(setting)
+  rows = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
+  assert (rows["joint"]["forgetting"], rows["joint"]["BWT"]) == ("-", "-") and "±" in rows["joint"]["mean"]
+  assert "±" in rows["php"]["forgetting"] and "±" in rows["php"]["BWT"]
+  cells = {row["method"]: row for row in csv.DictReader(io.StringIO(comparison_tables.csv_text([setting])))}
+  assert cells["joint"]["forgetting"] == cells["joint"]["bwt"] == "" != cells["php"]["forgetting"]
+  [drawn] = [figure for figure in comparison_figures.draw(setting) if figure.caption.startswith("forgetting")]
+  assert drawn.light, "a row without a point"
+
+
 def test_one_run_has_no_deviation(tmp_path):
   fabricated.run(tmp_path / "a", "php", 0)
   [setting], _ = compared(tmp_path)
@@ -234,6 +301,46 @@ def test_scenes_of_one_seed_and_of_each_seeds_own_are_apart(tmp_path):
   }
   trivial = {setting.title: len(setting.trivial[0][1]) for setting in settings}
   assert sorted(trivial.values()) == [1, 3], "the trivial predictor counts once for each set of scenes"
+
+
+def test_classes_of_one_seed_and_of_each_seeds_own_are_apart(tmp_path):
+  """Rows, counts and trivial scores are those of the class seed, and do not part repetitions."""
+  for seed in (0, 1, 2):
+    fabricated.class_run(tmp_path / f"fixed{seed}", "slda", seed, 4)
+    fabricated.class_run(tmp_path / f"own{seed}", "slda", seed, seed)
+    fabricated.class_run(tmp_path / f"own_too{seed}", "ncm", seed, seed)
+  settings, notes = compared(tmp_path)
+  assert notes == [] and {setting.title: dict(labels(setting)) for setting in settings} == {
+    "user, classes of seed 4, evaluated on test": {"slda": (0, 1, 2)},
+    "user, classes of each seed's own, evaluated on test": {"slda": (0, 1, 2), "ncm": (0, 1, 2)},
+  }
+  trivial = {setting.title: comparison_tables.scores(setting).rows[-1][:3] for setting in settings}
+  assert list(trivial.values()) == [("trivial", "1", "5.0"), ("trivial", "3", "2.0 ± 1.0")]
+  rows = list(csv.DictReader(io.StringIO(comparison_tables.csv_text(settings))))
+  assert all(row["class_seed"] == ("4" if "seed 4" in row["table"] else row["seed"]) for row in rows)
+  assert {row["toybox_seed"] for row in rows} == {""}
+
+
+def test_other_rows_of_the_same_class_seed_are_other_data(tmp_path):
+  for seed in (0, 1):
+    fabricated.class_run(tmp_path / f"a{seed}", "slda", seed, seed)
+    data = fabricated.class_results_of("ncm", seed, seed)["data"]
+    data["identity"] = {"tux21_1 test": "9 rows, other"}
+    fabricated.class_run(tmp_path / f"b{seed}", "ncm", seed, seed, data=data)
+  settings, _ = compared(tmp_path)
+  assert [labels(setting) for setting in settings] == [[("slda", (0, 1))], [("ncm", (0, 1))]]
+  assert "tux21_1 test (classes of seed 0) 9 rows, other" in settings[1].title
+
+
+def test_the_class_seed_of_other_tasks_means_nothing(tmp_path):
+  for seed in (0, 1):
+    fabricated.run(tmp_path / f"a{seed}", "php", seed, **{"data.class_seed": 3 * seed})
+  [setting], _ = compared(tmp_path)
+  assert labels(setting) == [("php", (0, 1))] and "classes" not in setting.title
+  folder = fabricated.class_run(tmp_path / "b", "slda", 0, 0)
+  (folder / "config.json").write_text((folder / "config.json").read_text().replace('"class_seed": 0', '"class_seed": "0"'))
+  with pytest.raises(UserError, match=r"config.json has no data.class_seed"):
+    finished.read(folder)
 
 
 def test_random_encoders_are_drawn_by_the_seed_and_do_not_part_runs(tmp_path):

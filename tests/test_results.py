@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from ml_collections import ConfigDict
 
 import phpjax
@@ -39,14 +40,22 @@ class Told:
 class FakeRun:
   """What phpjax.results reads of a run; a new one is a process that has read nothing yet."""
 
-  def __init__(self, root: pathlib.Path, folder: pathlib.Path, *, policy: str = "skip", eval_batch_size: int = 2) -> None:
-    self.names, self.folder, self.progress = list(BENCHMARKS), folder, Told()
-    self.datasets = {name: benchmark.dataset(root) for name, benchmark in BENCHMARKS.items()}
+  def __init__(
+    self,
+    root: pathlib.Path,
+    folder: pathlib.Path,
+    *,
+    policy: str = "skip",
+    eval_batch_size: int = 2,
+    names: tuple[str, ...] = tuple(BENCHMARKS),
+    **changes: int,
+  ) -> None:
+    self.names, self.folder, self.progress = list(names), folder, Told()
     views = {"questions_per_clip": 2, "labelled_seconds_only": True}
-    data = {"num_threads": 2, "toybox": "", "evaluation_split": "test", **views}
-    self.config = ConfigDict(
-      {"task_id": "given", "eval_batch_size": eval_batch_size, "data": data, "protocol": {"avvp": "released"}}
-    )
+    data = {"num_threads": 2, "toybox": "", "evaluation_split": "test", **views, **changes}
+    fields = {"task_id": "given", "eval_batch_size": eval_batch_size, "data": data, "protocol": {"avvp": "released"}}
+    self.config = ConfigDict(fields)
+    self.datasets = {name: BENCHMARKS[name].open(root, self.config.data) for name in names}
     self.stop, self.should_stop = False, lambda: False
     self.history, self.learned = {"trivial": {}, "evaluated": {}, "validation": {}}, {}
     self.evaluation_splits, self.decoded, self.data_identity = EVALUATED, [], {"ave train": "2 rows, 0123456789ab"}
@@ -190,6 +199,36 @@ def test_trivial_predictors_are_found_once_and_on_every_evaluated_split(whole, t
       assert set(BENCHMARKS[name].shown("released")) <= set(split["scores"]) and split["name"]
 
 
+@pytest.fixture
+def classes(tmp_path):
+  """A run of Tux-21 on fabricated stamps: 6 classes in 3 tasks, of which it learns the second and the first."""
+  for at, name in enumerate(("clothes", "food/fruit", "household", "sports", "town", "space/planets")):
+    fabricate.make_tux21(tmp_path / "stamps", classes=(name,), pictures=8 + 4 * (at % 4))
+  names, changes = ("tux21_2", "tux21_1"), {"num_class_tasks": 3, "class_seed": 0}
+  return FakeRun(tmp_path, tmp_path, policy="error", names=names, **changes)
+
+
+def test_the_trivial_predictor_of_a_growing_label_set_is_one_class_for_all_tasks_of_the_run(classes):
+  rows = {name: [data.class_of(record) for record in data.records("test")] for name, data in classes.datasets.items()}
+  assert list(map(len, rows.values())) == [5, 9] and rows["tux21_1"].count("sports") == 5, "which is most of all 14"
+  assert classes.datasets["tux21_1"].classes == ("household", "sports")
+  found = {name: results.trivial_of(classes, name)["test"] for name in classes.names}
+  assert {one["name"] for one in found.values()} == {"class 2 of task 2 for the clips of all tasks"}
+  assert {name: one["scores"]["accuracy"] for name, one in found.items()} == {"tux21_2": 0, "tux21_1": 5 / 9}
+
+
+def test_a_growing_label_set_is_scored_over_all_clips_too(classes):
+  """7 of 10 clips in the end: 2 of 5 and 5 of 5; the weights are the rows that were scored."""
+  evaluated = {name: {"test": {"scored_rows": 5}, "unseen": {"scored_rows": 99}} for name in classes.names}
+  history = {"evaluated": evaluated, "matrix": [[0.8, None], [0.4, 1.0]]}
+  found = results.pooled(history, classes.names, "test", {"tux21_2": 0.0, "tux21_1": 0.6})
+  assert found == {"pooled": {"last": 0.7, "average": 0.75, "curve": [0.8, 0.7], "trivial": 0.3}}
+  evaluated["tux21_1"]["test"]["scored_rows"] = 15
+  found = results.pooled(history, classes.names, "test", {"tux21_2": 0.0, "tux21_1": 0.6})
+  assert found["pooled"]["curve"] == pytest.approx([0.8, 17 / 20]) and found["pooled"]["trivial"] == pytest.approx(9 / 20)
+  assert results.pooled(history, ["tux21_2", "ave"], "test", {}) == {}, "they share no label set"
+
+
 def test_which_split_chose_the_model_is_said(whole, tmp_path):
   run = FakeRun(whole, tmp_path)
   run.learned, run.history["validation"] = {"ave": 1, "avs": 2, "avvp": 3}, {"ave": [0.2, 0.5, 0.5], "avs": [0.5, 0.2, 0.4]}
@@ -315,6 +354,33 @@ def test_an_interrupt_while_drawing_is_no_failed_figure(ending, monkeypatch):
   with pytest.raises(KeyboardInterrupt):
     results.finish(run)
   assert not (run.folder / "results.json").exists()
+
+
+def php_on(*names):
+  """(experiment, parameters) of PHP, whose parts for class texts only event tasks use."""
+  made, tasks = small.modules(), {name: small.task(name) for name in names}
+  method = small.php(made)
+  return types.SimpleNamespace(method=method, tasks=tasks), small.params_of(method, tasks, made)
+
+
+def test_shared_parameters_that_no_task_uses_are_counted_apart():
+  (experiment, params), (event, both) = php_on("avs"), php_on("avs", "ave")
+  size = {key: sum(x.size for x in jax.tree.leaves(tree)) for key, tree in params["shared"].items()}
+  found, whole = results.parameters(experiment, params), results.parameters(event, both)
+  assert found["shared"] == size["adapters"] > 0 and found["unused"] == sum(size.values()) - size["adapters"] > 0
+  learned = found["shared"] + found["per_task"]["avs"]
+  assert found["trainable_fraction"] == pytest.approx(learned / (learned + found["frozen"]))
+  assert whole["shared"] == sum(size.values()) and "unused" not in whole
+
+
+@pytest.mark.parametrize("names", [("avs",), ("avs", "ave")])
+def test_a_dry_run_counts_them_apart_too(names):
+  experiment, params = php_on(*names)
+  data = dict.fromkeys(names, types.SimpleNamespace(splits=tuple))
+  run = types.SimpleNamespace(config="", experiment=experiment, datasets=data, params=params, names=names, stages=())
+  lines = [line for line in results.dry_run(run, lambda run, name: None).splitlines() if line.startswith("  used by no task")]
+  unused = results.parameters(experiment, params).get("unused")
+  assert [line.split()[-1] for line in lines] == ([f"{unused:,d}"] if unused else []) and bool(unused) == (len(names) == 1)
 
 
 def test_versions_of_what_is_not_installed_are_none(monkeypatch):

@@ -95,7 +95,7 @@ def at_root(monkeypatch):
 
 def test_a_plan_is_methods_by_seeds_by_orders(tmp_path, at_root):
   jobs = sweep.plan(
-    [PROBE, FINETUNE], [4, 5], ["given", "reversed"], tmp_path, changes=["config.opt.head.lr=0.5"], own_scenes=True
+    [PROBE, FINETUNE], [4, 5], ["given", "reversed"], tmp_path, changes=["config.opt.head.lr=0.5"], own_seeds=["toybox_seed"]
   )
   assert len(jobs) == 8 and len({job.folder for job in jobs}) == 8
   assert [(job.name, job.order, job.seed) for job in jobs[:3]] == [
@@ -107,12 +107,23 @@ def test_a_plan_is_methods_by_seeds_by_orders(tmp_path, at_root):
     "--config.seed=4",
     "--config.data.toybox_seed=4",
     "--config.tasks=('avqa', 'avs', 'avvp', 'ave')",
+    f"--config.data.query_cache={tmp_path / 'features'}",
     "--config.opt.head.lr=0.5",
     f"--workdir={jobs[2].folder}",
   )
   assert not any("tasks" in word for word in jobs[0].arguments) and all(job.state == WAITING for job in jobs)
   config = sweep.opened(PROBE, jobs[2].arguments[1:-1])
   assert (config.seed, config.tasks[0], config.opt.head.lr, config.data.toybox_seed) == (4, "avqa", 0.5, 4)
+
+
+def test_the_classes_may_be_each_seeds_own(tmp_path, at_root, capsys):
+  config = "configs/slda.py:tiny+ave_classes"
+  jobs = sweep.plan([config], [3, 4], ["given"], tmp_path, own_seeds=["class_seed"])
+  for job in jobs:
+    made = sweep.opened(config, job.arguments[1:-1])
+    assert (made.seed, made.data.class_seed, made.data.toybox_seed) == (job.seed, job.seed, 0)
+  sweep.main(["sweep", f"--config={config}", "--seeds=3", "--class_seed=same", f"--workdir={tmp_path}", "--dry_run"])
+  assert "1 of 1 runs to do" in capsys.readouterr().out
 
 
 def test_orders_have_names(at_root):
@@ -181,6 +192,14 @@ WRONG = {
   (f"--config={PROBE}", f"--config={PROBE}", "--workdir=x"): ("share a folder", "linear_probe_tiny"),
   ("--config=configs/linear_probe.py", "--toybox_seed=same", "--workdir=x"): ("toybox_seed=same", "linear_probe"),
   (f"--config={PROBE}", "--workdir=x", "--toybox_seed=5"): ("toybox_seed", "same"),
+  (f"--config={PROBE}", "--workdir=x", "--class_seed=same"): (
+    "class_seed=same",
+    "linear_probe",
+    "not class-incremental: ave, a",
+  ),
+  ("--config=configs/slda.py:tux21", "--workdir=x", "--class_seed=same", "--set=config.tasks=('tux21_1','ave')"): (
+    "not class-incremental: ave",
+  ),
   (f"--config={PROBE}", "--workdir=x", "--jobs=0"): ("jobs",),
   (f"--config={PROBE}", "--workdir=x", "more"): ("unexpected arguments more",),
   ("--report", "--workdir=no_such_folder"): ("no_such_folder does not exist",),

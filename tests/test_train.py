@@ -51,6 +51,32 @@ def test_a_clip_that_one_of_several_processes_cannot_read_is_told_with_what_is_l
   assert len(saved) == 1 - number
 
 
+@pytest.mark.parametrize(
+  ("num_class_tasks", "tasks", "told"),
+  [
+    (21, None, ["tasks: 7 of the 21 groups of classes of tux21 (data.num_class_tasks), the others are not learned"]),
+    (
+      7,
+      ("tux21_3", "ave"),
+      ["tasks: 1 of the 7 groups of classes of tux21 (data.num_class_tasks), the others are not learned"],
+    ),
+    (7, None, []),
+    (21, ("ave", "avs"), []),
+  ],
+)
+def test_classes_that_no_task_learns_are_told_at_the_start(num_class_tasks, tasks, told):
+  config, said = linear_probe.get_config("tux21"), []
+  config.data.num_class_tasks, config.tasks = num_class_tasks, tasks or config.tasks
+  method = types.SimpleNamespace(notes=lambda tasks: ["what the method says"])
+  progress = types.SimpleNamespace(note=said.append, start=lambda total, done: None)
+  experiment = types.SimpleNamespace(method=method, tasks={})
+  fake = types.SimpleNamespace(
+    config=config, position=run.Position(), stages=[], learned={}, live=None, experiment=experiment, progress=progress
+  )
+  train.announce(fake, found=False)
+  assert said == [*told, "what the method says"]
+
+
 OUTSIDE = {
   "encoders": lambda p, s: ({**p, "encoders": {**p["encoders"], "visual": {"w": p["encoders"]["visual"]["w"] + 0}}}, s),
   "tasks/ave/head": lambda p, s: ({**p, "tasks": {**p["tasks"], "ave": {**p["tasks"]["ave"], "head": np.ones(2)}}}, s),

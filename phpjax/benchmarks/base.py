@@ -151,7 +151,8 @@ class Benchmark:
     return stack(labels, self.label_keys)
 
   def test_labels(self, labels: Iterable[Tree]) -> Arrays:
-    """The same of the split that is scored."""
+    """The same of the split that is scored; of a growing label set (`task.growing`) the rows of all its tasks come, and say as
+    `place` which one's they are, and as `own` whether this one's."""
     return stack(labels, self.label_keys)
 
   def trivial(self, train: Arrays, test: Arrays, info: TaskInfo) -> tuple[str, dict[str, float]]:

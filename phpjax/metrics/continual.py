@@ -52,6 +52,26 @@ def bwt(matrix: Matrix) -> np.ndarray:
   return 0.0 - forgetting_since_learned(matrix)  # not a bare minus: that would give -0.0
 
 
+def pooled_accuracy(matrix: Matrix, counts: Sequence[int]) -> np.ndarray:
+  """P_k = accuracy over the clips of all tasks j <= k after task k = sum of n_j R[k, j] over sum of n_j -> [K].
+
+  For tasks that grow one label set, each R the share of a task's clips whose class was found among all. Protocols such as
+  Tux-21's call P after the last task "last" and its mean over k "average". Their forgetting may have the last score among the
+  best: a task that gains in the last step then counts as 0, where `forgetting` has less.
+
+  Args:
+    matrix: K rows.
+    counts: n, the scored clips of each task, [T].
+
+  Raises:
+    ValueError: not a positive number for each task.
+  """
+  scores, counts = as_array(matrix), np.asarray(counts, np.float64)
+  if counts.shape != scores.shape[1:] or not (counts > 0).all():
+    raise ValueError(f"pooling {scores.shape[1]} tasks needs the number of clips of each, not {counts.tolist()}")
+  return np.array([np.average(scores[k, : k + 1], weights=counts[: k + 1]) for k in range(len(scores))])
+
+
 def fwt(matrix: Matrix, baseline: Sequence[float]) -> float:
   """Forward transfer = mean over j >= 1 of R[j - 1, j] - baseline[j]; needs scores above the diagonal.
 
