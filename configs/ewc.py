@@ -3,8 +3,9 @@ r"""EWC: fine-tuning that is pulled back to earlier tasks' parameters, weighed b
   python -m phpjax.main --config=configs/ewc.py:toybox --workdir=runs/ewc_toybox
 
 Everything but the penalty is that of configs/finetune.py. The paper (arXiv 1612.00796) takes lambda = 400 for its Atari games
-and searched it for MNIST; ours is 400 too and was not tuned here. It depends on the scale of a loss, and so wants a search on
-`val` of its own: --config.method.ewc_weight=..., --config.data.evaluation_split=val.
+and searched it for MNIST; ours is 400 too and was not tuned here. It depends on the scale of a loss (an event task's own counts
+`class_weight` times, 5, beside it), and so wants a search on `val` of its own: --config.method.ewc_weight=...,
+--config.data.evaluation_split=val.
 --config.method.ewc_online=True is the online form (arXiv 1805.06370; its gamma is ewc_decay), without the normalised Fisher
 information of that paper.
 """

@@ -235,7 +235,19 @@ def test_variants_that_do_not_fit():
     linear_probe.get_config("toybox+no_deep")
   with pytest.raises(ValueError, match="unknown variant 'released'"):
     linear_probe.get_config("released")
+  with pytest.raises(ValueError, match="'short' shortens the toybox's runs"):
+    linear_probe.get_config("short")
   assert linear_probe.get_config("toybox+reversed").tasks[-1] == "ave"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_short_runs_differ_in_the_method_and_nothing_else(name):
+  config = small.config_of(name, "toybox+short")
+  plain = linear_probe.get_config("toybox+short")
+  for field in ("epoch_factor", "num_epochs", "batch_size", "eval_batch_size", "data", "seed", "task_id"):
+    assert config[field] == plain[field], field
+  rates = {label: config.opt[label].lr for label in ("shared", "prompts", "head")}
+  assert rates == {"shared": 2e-3, "prompts": 2e-3, "head": 5e-3}
 
 
 def test_every_variant_that_the_config_shows_is_one():

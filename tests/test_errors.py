@@ -182,7 +182,8 @@ def test_steps_before_an_unreadable_clip_are_not_lost(cli, toybox, tmp_path):
   bad = data / "AVE" / f"{records[max(second['index'])].id}.mp4"  # not the first clip: that one is opened before any step
   whole = bad.read_bytes()
   bad.write_bytes(whole[: len(whole) // 2])
-  argv = (TINY, "--config.tasks=('ave',)", "--config.data.toybox=", f"--config.data.root={data}", f"--workdir={folder}")
+  argv = ("--config=configs/s_prompts.py:tiny", "--config.tasks=('ave',)", "--config.data.toybox=")  # reads clips as they come
+  argv += (f"--config.data.root={data}", f"--workdir={folder}")
   done = cli(*argv)
   assert done.code == 2 and bad.name in done.err.splitlines()[-1] and "Traceback" not in done.err
   bad.write_bytes(whole)
