@@ -5,7 +5,7 @@ r"""PHP on AVE -> AVVP -> AVS -> AVQA, after https://arxiv.org/abs/2507.21588.
 A variant is a size and what is changed, joined by "+", as `toybox+no_shallow` or `released+ave_avvp_avqa`:
   full             CLIP ViT-B/32, HTS-AT, CLIP and CLAP text, batch 32; what stands in front if no size is named
   toybox           the embedded data and encoders: minutes on two CPU cores
-  toybox+short     a third of its epochs, the last one counts, one rate for all heads: for tables of many methods
+  toybox+short     a fifth to a half of its epochs, the last one counts, one rate for all heads: for tables of many methods
   tiny             seconds, for tests
   tux21            Tux Paint's stamps, 7 tasks of 3 classes, on DINOv2, Whisper, MiniLM: minutes; data.root holds them
   released         full size, as the release does it and trains it: batch 2, Adam with L2 decay, all quirks
