@@ -81,11 +81,16 @@ class Answers:
     """(trainable, state, frozen, past, constants) of a task's step with the prompts of another one in the place of its own."""
     method, task = self.experiment.method, self.experiment.tasks[name]
     trainable, frozen = partition.split(self.params, name, method.uses(task))
-    own = {**trainable["task"], "prompts": self.params["tasks"][prompts_of]["prompts"]}
+    own = {"prompts": self.params["tasks"][prompts_of]["prompts"], "head": self._head(name)}
     state = {**self.state["tasks"][name], "method": self.state["tasks"][prompts_of]["method"]}
     past = partition.stack_past(self.params, prompts_of, len(self.experiment.tasks)) if method.needs_past else None
     state = {"shared": self.state["shared"], "task": state}
     return {**trainable, "task": own}, state, frozen, past, self.constants(name)
+
+  def _head(self, name: str) -> Tree:
+    """A task's head; none where the first task alone has one and is not alone any more, so that all tasks are alike."""
+    alone = len(self.names) == 1 or not self.experiment.method.first_task_only
+    return self.params["tasks"][name]["head"] if alone else {}
 
   def _plain(self, name: str, prompts_of: str) -> Callable[[Tree], Tree]:
     task, inputs = self.experiment.tasks[name], self.inputs(name, prompts_of)
@@ -94,8 +99,8 @@ class Answers:
   def _growing(self, name: str, prompts_of: str) -> Callable[[Tree], Tree]:
     """Scores [B, K, C] of the heads of all rivals, -inf for those that do not count."""
     task, rivals, total = self.experiment.tasks[name], self.rivals(name), len(self.experiment.tasks)
-    part = lambda tree, other: tree["tasks"][other]["head"]
-    heads = [{"head": part(self.params, x), "state": part(self.state, x), "constants": self.constants(x)} for x in rivals]
+    state = lambda other: self.state["tasks"][other]["head"]
+    heads = [{"head": self._head(x), "state": state(x), "constants": self.constants(x)} for x in rivals]
     heads += [jax.tree.map(np.zeros_like, heads[0])] * (total - len(heads))  # as many as there will be: one compile
     heads = jax.tree.map(lambda *x: np.stack([np.asarray(y) for y in x]), *jax.device_get(heads))
     counts = np.array([other in self._counting(name, prompts_of) for other in rivals] + [False] * (total - len(rivals)))

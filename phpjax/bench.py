@@ -27,12 +27,11 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from phpjax import bench_steps, cli, compat
+from phpjax import bench_steps, cli, compat, experiment
 from phpjax.bench_steps import median
 from phpjax.encoders import ENCODERS, make_encoder, pretrained
 from phpjax.encoders.tokenizer import word_tokenizer
 from phpjax.errors import UserError
-from phpjax.methods import METHODS
 
 TEXT_LENGTH = 16  # tokens of a caption
 COLUMNS = ("encoder", "parameters", "tokens", "GFLOP", "load s", "examples/s")
@@ -102,9 +101,11 @@ def main(argv: list[str]) -> None:
 
 
 def measure_steps(config: ConfigDict, arguments: list[str], given: dict[str, Any]) -> None:
-  """The table of an experiment's tasks, or one task's numbers as JSON; raises UserError for a method without a step."""
-  if config.method.name in METHODS and not METHODS[config.method.name].learns:
-    raise UserError(f"method {config.method.name} takes no training step: there is nothing to measure")
+  """The table of an experiment's tasks, or one task's numbers as JSON; raises UserError where there is no step."""
+  wanted = [given["only"]] if given["only"] else config.tasks
+  if not any(experiment.learns(config, name) for name in wanted):
+    on = f" on {given['only']}" if given["only"] else ""
+    raise UserError(f"method {config.method.name} takes no training step{on}: there is nothing to measure")
   cli.use_compile_cache()
   if given["only"]:
     print(json.dumps(bench_steps.measure(config, given["only"], given["repeats"])))

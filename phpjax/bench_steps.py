@@ -39,8 +39,11 @@ def infos(names: tuple[str, ...]) -> dict[str, TaskInfo]:
 
 
 def table(config: ConfigDict, arguments: list[str], repeats: int) -> Iterator[dict[str, str]]:
-  """A row per task, keyed by COLUMNS; each is measured in a process of its own, the second time with its programs cached."""
-  for name in config.tasks:
+  """A row per task that is learned by steps, keyed by COLUMNS.
+
+  Each is measured in a process of its own, the second time with its programs cached.
+  """
+  for name in (name for name in config.tasks if experiment.learns(config, name)):
     for times in (0, repeats):
       command = [sys.executable, "-m", "phpjax.bench", *arguments, f"--only={name}", f"--repeats={max(times, 1)}"]
       done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -91,7 +91,8 @@ class Experiment:
     previous = params["tasks"][names[-1]]["prompts"] if names else None
 
     def fresh(rng_prompts: jax.Array, rng_head: jax.Array, previous: Tree | None) -> Tree:
-      return {"prompts": self.method.init_task(rng_prompts, task, previous), "head": self.method.init_head(rng_head, task)}
+      head = self.method.init_head(rng_head, task) if learns(self.config, name) else {}
+      return {"prompts": self.method.init_task(rng_prompts, task, previous), "head": head}
 
     tree = self._make(fresh, self.key("prompts", name), self.key("head", name), previous, abstract=abstract)
     params = {**params, "tasks": {**params["tasks"], name: tree}}
@@ -128,11 +129,15 @@ def evaluation_splits(config: ConfigDict) -> tuple[str, ...]:
   return ("test", "unseen") if config.data.evaluation_split == "test" else (config.data.evaluation_split,)
 
 
+def learns(config: ConfigDict, name: str) -> bool:
+  """Whether the method takes gradient steps on a task."""
+  method = METHODS.get(config.method.name, Method)
+  return method.learns and (name in config.tasks[:1] or not method.first_task_only)
+
+
 def num_epochs(config: ConfigDict, name: str) -> int:
-  """Epochs of a task: `num_epochs` times the task's `epoch_factor`; none of a method that takes no gradient steps."""
-  if not METHODS.get(config.method.name, Method).learns:
-    return 0
-  return config.num_epochs * config.epoch_factor.get(name, 1)
+  """Epochs of a task: `num_epochs` times the task's `epoch_factor`; none where the method takes no gradient steps."""
+  return config.num_epochs * config.epoch_factor.get(name, 1) if learns(config, name) else 0
 
 
 def selection_split(config: ConfigDict, name: str, dataset: Dataset) -> str | None:

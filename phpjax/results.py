@@ -268,15 +268,14 @@ def selection(run: Any) -> Tree:
 
 def selection_of(run: Any) -> str:
   """The same in a few words."""
-  found, chosen = selection(run), dict[str | None, list[str]]()
-  if found and not any(how["epochs"] for how in found.values()):
-    return "no epoch is trained, there is none to choose"
+  found, chosen = selection(run), dict[str, list[str]]()
+  none = "no epoch is trained, there is none to choose"
   for name, how in found.items():
-    chosen.setdefault(how["split"], []).append(name)
-  last = "no split chose it, the last of a fixed number of epochs counts"
-  return "; ".join(
-    f"{last if split is None else f'epoch chosen on {split}'} ({', '.join(names)})" for split, names in chosen.items()
-  )
+    by = f"epoch chosen on {how['split']}" if how["split"] else "no split chose it, the last of a fixed number of epochs counts"
+    chosen.setdefault(by if how["epochs"] else none, []).append(name)
+  if list(chosen) == [none]:
+    return none
+  return "; ".join(f"{by} ({', '.join(names)})" for by, names in chosen.items())
 
 
 def versions() -> Tree:
@@ -362,14 +361,14 @@ def dry_run(run: Any, begin: Callable[[Any, str], None]) -> str:
   frozen, planned = partition.count(run.params["encoders"]), {}
   for name in run.names:
     begin(run, name)
-    live, _ = partition.split(run.params, name, experiment.method.uses(experiment.tasks[name]))
+    live, _ = partition.split(run.params, name, experiment.method.uses(experiment.tasks[name]) if run.num_epochs(name) else ())
     shared, own = partition.count(live["shared"]), partition.count(live["task"])
     share = lambda learned: learned / (frozen + learned)
     bare = shared + partition.count(live["task"]["prompts"])
     lines.append(f"  {name:20s}{frozen:14,d}{shared:12,d}{own:14,d}{share(shared + own):12.2%}{share(bare):14.2%}")
   if unused := unused_scalars(experiment, run.params):
     lines.append(f"  {'used by no task':20s}{'':14s}{unused:12,d}")
-  for stage in run.stages if experiment.method.learns else ():
+  for stage in filter(run.num_epochs, run.stages):
     begin(run, stage)
     planned[stage] = planned_bytes(run.lower_train(stage).compile())
   encoders = f"encoders {partition.num_bytes(run.params['encoders']) / 2**30:.2f} GiB"

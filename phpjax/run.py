@@ -187,11 +187,11 @@ class Run:
     )
 
   def num_steps(self, name: str) -> int:
-    """Steps of a task; of a method that takes none, batches of its pass over the training clips, if it makes one."""
-    method = self.experiment.method
-    if method.learns:
-      return self.num_batches(name) * self.num_epochs(name)
-    return loader.num_batches(self.source(name, "train"), self.config.eval_batch_size) if method.looks else 0
+    """Steps of a task; where it takes none, batches of the pass over its training clips, if the method makes one."""
+    if epochs := self.num_epochs(name):
+      return self.num_batches(name) * epochs
+    looks = self.experiment.method.looks
+    return loader.num_batches(self.source(name, "train"), self.config.eval_batch_size) if looks else 0
 
   def done_steps(self) -> int:
     """Steps of the current task that are done."""

@@ -50,7 +50,7 @@ def learn_all(run: Run) -> None:
   """All tasks that are left; when it returns, all of them are saved, on all processes."""
   for index in range(run.position.task, len(run.names)):
     if run.names[index] not in run.learned:
-      (learn if run.experiment.method.learns else look)(run, index)
+      (learn if run.num_epochs(run.stage(index)) else look)(run, index)
     with saved_if_stopped(run):
       evaluate_seen(run, index, on_scored=lambda: resume.save(run))
     run.position = dataclasses.replace(run.position, task=index + 1, epoch=0, batch=0)
@@ -97,7 +97,7 @@ def announce(run: Run, found: bool) -> None:
     done += run.done_steps() * run.seconds(run.stage(at.task))
   if found and at.task < len(run.names):
     doing = "its training clips"  # that end it, or are all that it has
-    if run.experiment.method.learns and at.epoch < run.num_epochs(run.stage(at.task)):
+    if at.epoch < run.num_epochs(run.stage(at.task)):
       doing = f"epoch {at.epoch + 1}, step {at.step + 1}"
     doing = "evaluation" if run.names[at.task] in run.learned else doing
     run.progress.note(f"continuing at task {at.task + 1}/{len(run.names)}, {doing}")
@@ -173,7 +173,7 @@ def learn(run: Run, index: int) -> None:
 
 
 def look(run: Run, index: int) -> None:
-  """A task of a method that takes no gradient steps: at most one pass over its clips, begun again if it was cut."""
+  """A task on which the method takes no gradient steps: at most one pass over its clips, begun again if it was cut."""
   name = run.names[index]
   if name not in run.params["tasks"]:
     add_task(run, name)

@@ -377,7 +377,8 @@ def test_shared_parameters_that_no_task_uses_are_counted_apart():
 def test_a_dry_run_counts_them_apart_too(names):
   experiment, params = php_on(*names)
   data = dict.fromkeys(names, types.SimpleNamespace(splits=tuple))
-  run = types.SimpleNamespace(config="", experiment=experiment, datasets=data, params=params, names=names, stages=())
+  trained = {"stages": (), "num_epochs": lambda name: 1}
+  run = types.SimpleNamespace(config="", experiment=experiment, datasets=data, params=params, names=names, **trained)
   lines = [line for line in results.dry_run(run, lambda run, name: None).splitlines() if line.startswith("  used by no task")]
   unused = results.parameters(experiment, params).get("unused")
   assert [line.split()[-1] for line in lines] == ([f"{unused:,d}"] if unused else []) and bool(unused) == (len(names) == 1)

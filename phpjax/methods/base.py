@@ -117,8 +117,9 @@ class Method:
       not need to know (its prompts are those of all tasks, or chosen by the clip).
     routed_head: of a growing label set, the head of that task alone answers then; False: the heads of all tasks do.
     learns: takes gradient steps. If not, no epoch is trained: a task is done once `end_task` has returned.
-    looks: a method that does not learn looks at the training clips, in `end_task`; if not, no clip is looked at for routing
-      either, so that it has no prompts of a task.
+    first_task_only: takes gradient steps on the first task of a run only, and only there has a head that learns.
+    looks: where it takes no gradient steps, it looks at the training clips, in `end_task`; if not, no clip is looked at for
+      routing either, so that it has no prompts of a task.
   """
 
   backbone: Backbone
@@ -130,6 +131,7 @@ class Method:
   routed: ClassVar[bool] = True
   routed_head: ClassVar[bool] = True
   learns: ClassVar[bool] = True
+  first_task_only: ClassVar[bool] = False
   looks: ClassVar[bool] = True
 
   @property
@@ -252,7 +254,7 @@ class Method:
     return task.predict(trainable["task"]["head"], state, features, batch, rng=rng, train=train)
 
   def init_head(self, rng: jax.Array, task: Any) -> Tree:
-    """The head's parameters; a method that overrides `predict` may need another."""
+    """The head's parameters; a method that overrides `predict` may need another. Asked of tasks that take gradient steps."""
     return task.init_head(rng)
 
   def init_head_state(self, task: Any) -> Tree:
