@@ -319,7 +319,9 @@ def test_its_texts_are_fixed_and_its_own():
 # -- what is refused -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "fit"), [("zero_shot", ["ave", "avvp"]), ("ncm", ["ave"]), ("slda", ["ave"])])
+@pytest.mark.parametrize(
+  ("name", "fit"), [("zero_shot", ["ave", "avvp"]), ("ncm", ["ave"]), ("slda", ["ave"]), ("aper", ["ave"])]
+)
 def test_tasks_that_mean_nothing_are_refused_in_one_line(name, fit):
   config = small.config_of(name)
   assert list(config.tasks) == fit == [n for n, benchmark in BENCHMARKS.items() if not METHODS[name].refuses(benchmark.task)]
@@ -454,4 +456,5 @@ def test_a_dry_run_counts_no_parameter(name, toybox):
 
 def test_the_other_methods_refuse_nothing():
   for name in set(METHODS) - set(FROZEN):
-    assert METHODS[name].learns and not any(METHODS[name].refuses(b.task) for b in BENCHMARKS.values())
+    assert METHODS[name].learns
+    assert name == "aper" or not any(METHODS[name].refuses(b.task) for b in BENCHMARKS.values())

@@ -106,6 +106,11 @@ def s_prompts(method):
   return {}, {m: method.length * n for m, n in widths(method, (0,)).items()}
 
 
+def aper(method):
+  total = widths(method, range(min(getattr(method.backbone, m).depth for m in PAIR)))
+  return {m: method.length * total[m] for m in method.modalities}, {}
+
+
 # method -> ({part: parameters of all tasks}, {part: parameters of a task}), parts as they stand in the trees
 FORMULAS = {
   "linear_probe": nothing,
@@ -118,6 +123,7 @@ FORMULAS = {
   "zero_shot": nothing,
   "ncm": nothing,
   "slda": nothing,
+  "aper": aper,
   "l2p": l2p,
   "dualprompt": dualprompt,
   "coda_prompt": coda_prompt,
@@ -133,6 +139,7 @@ FULL = {  # (shared, per task) with CLIP ViT-B/32 and HTS-AT
   "dualprompt": (2 * 5 * (2 * 768 + 96 + 96), 2 * 20 * (3 * 768 + 192 + 192 + 384) + 2 * 512),
   "coda_prompt": (0, 25 * (8 * (5 * 768 + 96 + 96 + 192 + 192 + 384) + 2 * 5 * (2 * 512))),
   "s_prompts": (0, 10 * (768 + 96)),
+  "aper": (10 * (12 * 768 + 2 * 96 + 2 * 192 + 6 * 384 + 2 * 768), 0),
 }
 
 
@@ -185,6 +192,7 @@ OPTIONS = {
   "dualprompt": [{"general": (), "expert": (0, 1, 2)}, {"general_length": 1, "expert_length": 2}],
   "coda_prompt": [{"steps": (0, 1, 2), "length": 2, "components_per_task": 3}],
   "s_prompts": [{"length": 1}],
+  "aper": [{"length": 3, "merge": False}, {"modalities": ("audio",)}],
 }
 CASES = [(name, options) for name in METHODS for options in ({}, *OPTIONS.get(name, ()))]
 

@@ -25,7 +25,8 @@ from phpjax.steps import Steps
 
 # Cut when the given event happens for the n-th time. Of a run: 2 tasks, 2 epochs of 2 steps and a validation each; evaluation
 # batches are of two rows, those of `val` one, of `test` and `unseen` two each. A method without gradients has no steps and no
-# validation, at most a pass of two batches; LAST is the last of a method's tasks.
+# validation, at most a pass of two batches; one that learns on the first task only has such a pass on the second. LAST is the
+# last of a method's tasks.
 CUTS = {
   "within an epoch": ("step", 1),
   "after the last step of an epoch": ("step", 2),
@@ -35,6 +36,7 @@ CUTS = {
   "within a later epoch": ("step", 3),
   "after a better epoch": ("step", 7),
   "before a validation": ("LAST val", 1),
+  "in the validation of a task that alone has one": ("ave val", 1),
   "within a pass": ("batch", 1),
   "in the last evaluation": ("LAST unseen", 1),
   "after the last task": ("finish", 1),
@@ -42,15 +44,23 @@ CUTS = {
 
 
 def tasks_of(method: str) -> tuple[str, ...]:
-  """At most two that the method learns."""
+  """At most two that the method learns; two of one that learns on the first task only."""
+  if METHODS[method].first_task_only:
+    return "ave", "ave_classes_1"
   return tuple(name for name in ("ave", "avs", "avvp") if not METHODS[method].refuses(BENCHMARKS[name].task))[:2]
 
 
 def cuts_of(method: str) -> list[str]:
   """The cuts whose events happen."""
-  of, events = METHODS[method], {name: event for name, (event, _) in CUTS.items()}
-  gone = {"batch"} if of.learns else {"step", "LAST val", *(() if of.looks else ("batch",))}
-  return [name for name, event in events.items() if event not in gone]
+  of = METHODS[method]
+  all_learn, none_learns = of.learns and not of.first_task_only, not of.learns
+
+  def happens(event: str, count: int) -> bool:
+    steps = 8 if all_learn else 0 if none_learns else 4
+    known = {"step": count <= steps, "LAST val": all_learn, "ave val": of.first_task_only, "batch": of.looks and not all_learn}
+    return known.get(event, True)
+
+  return [name for name, cut in CUTS.items() if happens(*cut)]
 
 
 BY_DEFAULT = ("within an epoch", "in the evaluation of the first task", "after a better epoch", "after the last task")

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 from typing import Any
 
+from phpjax.methods.aper import APER
 from phpjax.methods.base import Backbone, Method, Sizes, TrainingClips
 from phpjax.methods.coda_prompt import CODAPrompt
 from phpjax.methods.copl import CoPL
@@ -32,6 +33,7 @@ METHODS: dict[str, type[Method]] = {
   "zero_shot": ZeroShot,
   "ncm": NCM,
   "slda": SLDA,
+  "aper": APER,
   "l2p": L2P,
   "dualprompt": DualPrompt,
   "coda_prompt": CODAPrompt,

@@ -1,4 +1,5 @@
-"""Classes as statistics of frozen features: what `ncm` and `slda` share. No gradient, one pass over a task's training clips.
+"""Classes as statistics of features that stay as they are: what `ncm`, `slda` and `aper` share. No gradient, one pass over a
+task's training clips.
 
 A sample is whatever has exactly one class, as `Task.samples` says: a second of a clip, or a clip. The functions below take
 plain arrays, rows [N, D] with labels int [N] and weights [N] (0: padding), and know no task.
@@ -119,7 +120,7 @@ def discriminant_scores(rows: jax.Array, means: jax.Array, counts: jax.Array, in
 
 @dataclasses.dataclass(frozen=True)
 class ClassStatistics(Method):
-  """What `ncm` and `slda` share; raises ValueError for options that do not fit.
+  """What `ncm`, `slda` and `aper` share; raises ValueError for options that do not fit.
 
   Nothing is trained: 0 trainable parameters. Kept are, for D numbers of a sample, 2 D + 1 of all tasks (what standardises,
   found on the first one, and how many samples there were) and C (D + 1) of a task of C classes.
@@ -198,13 +199,15 @@ class ClassStatistics(Method):
 
   def samples(self, task: Any, features: Tree, batch: Tree) -> jax.Array:
     """Raw features of a batch's samples, float32 [N, D]: of its seconds in their order, or means over a clip's seconds."""
-    parts = []
-    for m in self.modalities:
-      parts.append(features[m].pooled)
-      if self._has_patch_mean(m):
-        parts.append(features[m].tokens[:, features[m].num_special :].astype(jnp.float32).mean(axis=1))
-    rows = jnp.concatenate([x.astype(jnp.float32) for x in parts], axis=-1)
+    rows = jnp.concatenate([x.astype(jnp.float32) for x in self.parts(features)], axis=-1)
     return rows if task.samples == "seconds" else rows.reshape(len(batch["mask"]), -1, rows.shape[-1]).mean(axis=1)
+
+  def parts(self, features: Tree) -> Iterator[jax.Array]:
+    """What is laid side by side of every second."""
+    for m in self.modalities:
+      yield features[m].pooled
+      if self._has_patch_mean(m):
+        yield features[m].tokens[:, features[m].num_special :].astype(jnp.float32).mean(axis=1)
 
   def prepare(self, rows: Any, shared: Tree) -> Any:
     """Raw samples [N, D] of numpy or JAX -> what statistics and scores are made of."""
@@ -236,9 +239,13 @@ class ClassStatistics(Method):
   def passes(self, task: Any, clips: TrainingClips) -> Iterator[Rows]:
     """Raw samples, labels and weights of the training clips, batch by batch."""
     raw = jax.jit(lambda found, mask: self.samples(task, found, {"mask": mask}))
-    for found, batch in clips.features(False):
+    for found, batch in self.features_of(clips):
       rows, labels = np.asarray(raw(found, batch["mask"])), np.asarray(batch["label"]).reshape(-1)
       yield rows, labels, np.repeat(np.asarray(batch["mask"]), len(rows) // len(batch["mask"]))
+
+  def features_of(self, clips: TrainingClips) -> Iterator[tuple[Tree, Tree]]:
+    """What `samples` reads of the training clips, with their batches."""
+    return clips.features(False)
 
   def consolidate(self, shared: Tree, moments: Moments) -> Tree:
     """What one more task does to the statistics of all tasks."""

@@ -35,7 +35,7 @@ class Prefix:
   num_gated: int = flax.struct.field(pytree_node=False, default=0)
 
 
-def broadcast_prefix(prompt: jax.Array, batch_size: int, at: str) -> Prefix:
+def broadcast_prefix(prompt: jax.Array | tuple[jax.Array, jax.Array], batch_size: int, at: str) -> Prefix:
   """prompt [2, P, D] (keys, values) -> the same Prefix for every row of the batch."""
   key, value = (jnp.broadcast_to(p, (batch_size, *p.shape)) for p in prompt)
   return Prefix(key, value, at)

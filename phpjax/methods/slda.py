@@ -32,7 +32,7 @@ class SLDA(ClassStatistics):
   def __post_init__(self) -> None:
     super().__post_init__()
     if not 0 < self.shrinkage <= 1:
-      raise ValueError(f"method slda: shrinkage={self.shrinkage} must be above 0 and at most 1")
+      raise ValueError(f"method option shrinkage={self.shrinkage} must be above 0 and at most 1")
 
   def init_state(self, shared: Tree) -> Tree:
     """Beside what standardises: no scatter, and as inverse covariance the identity."""
