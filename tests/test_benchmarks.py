@@ -137,11 +137,11 @@ def test_a_split_without_a_clip_to_score_is_one_clear_line(name, policy, ending)
   outputs, batch = batch_of(name, mask=0)
   done = []
   run = types.SimpleNamespace(
-    config=types.SimpleNamespace(eval_batch_size=B, data=types.SimpleNamespace(on_bad_clip=policy)),
+    config=types.SimpleNamespace(task_id="given", eval_batch_size=B, data=types.SimpleNamespace(on_bad_clip=policy)),
     num_batches=lambda name, split: 1,
     predictor=lambda name, **how: lambda batch: outputs,
     should_stop=lambda: False,
-    experiment=types.SimpleNamespace(method=types.SimpleNamespace(needs_query=False)),
+    experiment=types.SimpleNamespace(method=types.SimpleNamespace(frozen=False, needs_query=False)),
     batches=lambda name, split, **options: iter([batch]),
     progress=types.SimpleNamespace(evaluation=lambda *told: done.append(told)),
   )
