@@ -392,7 +392,8 @@ def test_prompts_start_as_they_should():
 # -- its own setting: one task alone -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ave", *(pytest.param(name, marks=pytest.mark.slow) for name in ("avvp", "avs", "avqa"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ave", "avvp", "avs", "avqa"])
 def test_it_learns_each_task_alone_and_says_what_share_that_takes(name, toybox, tmp_path, monkeypatch):
   config = copl.get_config("tiny")
   config.tasks, config.data.root = (name,), str(toybox)

@@ -393,6 +393,7 @@ def test_a_pass_tells_its_batches_and_the_time_left():
   assert lines[10] == "[1/2 ave] 5.0 examples/s  batch 10/20  left: 1:00, all tasks 3:00"
 
 
+@pytest.mark.slow
 def test_classes_that_come_in_groups_are_found_by_their_texts_and_no_training_clip_is_looked_at(toybox, tmp_path, monkeypatch):
   monkeypatch.setattr(train.queries, "features", lambda *args: pytest.fail("a training clip is looked at"))
   monkeypatch.setattr(train.results, "draw", lambda *args: None)
