@@ -103,18 +103,19 @@ def test_the_next_run_asks_no_encoder_and_gets_the_same_bits(toybox, tmp_path, m
 
 def test_what_decides_the_features_decides_the_name(toybox, tmp_path):
   with opening.open_run(config_of(toybox, tmp_path), None) as opened:
-    weights = opened.experiment.weights
+    weights, video = opened.experiment.weights, tmp_path / "clip.mp4"
+    video.write_bytes(b"1234")
+    data = types.SimpleNamespace(records=opened.datasets["ave"].records, clip_files=lambda record: (video,))
 
-    def name(data=None, weights=weights, **changes):
+    def name(fields=None, weights=weights, **changes):
       config = config_of(toybox, tmp_path, **changes)
-      config.data.update(data or {})
-      fields = {"datasets": opened.datasets, "mesh": opened.mesh, "experiment": types.SimpleNamespace(weights=weights)}
-      return query_files.path(types.SimpleNamespace(config=config, **fields), "ave", "test", True).name
+      config.data.update(fields or {})
+      made = {"datasets": {"ave": data}, "mesh": opened.mesh, "experiment": types.SimpleNamespace(weights=weights)}
+      return query_files.path(types.SimpleNamespace(config=config, **made), "ave", "test", True).name
 
     other = {**weights, "visual": {**weights["visual"], "sha256": "another"}}
     assert name() == name(num_epochs=2, resume=False) == name({"num_threads": 1})
     names = {name(), name(eval_batch_size=2), name({"crop": True}), name(weights=other), name({"toybox_seed": 3})}
-    video = next(iter(opened.datasets["ave"].clip_files(opened.datasets["ave"].records("test")[0])))
     before, status = name(), video.stat()
     os.utime(video, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     assert len(names) == 5 and name() != before, "another file under the same name"
