@@ -11,6 +11,7 @@ from command import tiny_toybox  # noqa: F401  fixture
 
 from phpjax import opening, queries, query_files, run, train
 from phpjax.encoders.base import Features
+from phpjax.methods import METHODS, Method
 
 
 def held(clips=3):
@@ -145,3 +146,11 @@ def test_encoders_that_were_asked_before_do_not_run_in_the_step(toybox, tmp_path
       args = (*inputs, rows, queries.jax.random.key(0), {"shared": 1.0, "task": 1.0})
       flops.append(opened.steps.train.lower(task, opened.live, *args).cost_analysis()["flops"])
     assert flops[0] < 0.05 * flops[1]
+
+
+def test_only_methods_that_leave_every_stream_alone_are_handed_kept_features():
+  assert {name for name in METHODS if small.method_of(name).frozen} == {"linear_probe", "zero_shot", "ncm", "slda"}
+  hooks = {"prefix": lambda self, context, step: {}, "start": lambda self, *args, **how: {"seen": args[-1]["visual"]}}
+  for name, hook in hooks.items():
+    other = type("Other", (Method,), {name: hook})
+    assert not other(small.method_of("linear_probe").backbone).frozen, name

@@ -109,6 +109,8 @@ class Method:
     backbone: sizes of the encoders.
     remat: keep only what stands between layers for the gradient and compute the rest again: less memory, more time.
     needs_query: run the unprompted encoders first and hand their features to `start`.
+    start_reads: `start` looks at the streams. If not, and no other hook of the layers is overridden, the method is `frozen`: it
+      may be handed features that are kept, and its `start` no streams.
     needs_past: hand the other tasks' prompts, stacked and masked, to `start`.
     needs_old: run the training clips through the `teacher` too, and hand to `distil` what it and the current parameters let
       earlier tasks' heads say of them.
@@ -125,6 +127,7 @@ class Method:
   backbone: Backbone
   remat: bool = False
   needs_query: ClassVar[bool] = False
+  start_reads: ClassVar[bool] = True
   needs_past: ClassVar[bool] = False
   needs_old: ClassVar[bool] = False
   joint: ClassVar[bool] = False
@@ -136,8 +139,8 @@ class Method:
 
   @property
   def frozen(self) -> bool:
-    """Whether no hook between the layers changes anything: features are those of the frozen encoders, whoever computed them."""
-    hooks = ("stem", "observe", "prefix", "adapt")
+    """Whether no hook sees or changes a stream: features are those of the frozen encoders, whoever computed them."""
+    hooks = ("stem", *(("start",) if self.start_reads else ()), "observe", "prefix", "adapt")
     return all(getattr(type(self), hook) is getattr(Method, hook) for hook in hooks)
 
   def notes(self, tasks: Mapping[str, Any]) -> Iterator[str]:

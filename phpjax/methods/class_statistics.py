@@ -136,6 +136,7 @@ class ClassStatistics(Method):
   patch_mean: bool = True
   unit: bool = False
   learns: ClassVar[bool] = False
+  start_reads: ClassVar[bool] = False
   second_moments: ClassVar[bool] = False
 
   def __post_init__(self) -> None:
